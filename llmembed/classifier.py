@@ -1,0 +1,159 @@
+"""A classifier: what training leaves behind, and all that is needed to label raw text with it.
+
+In: texts, or embeddings [rows, layers, dim] of its own backbone. Out: class probabilities [rows, classes]. On disk: a
+folder of JSON, safetensors and LightGBM's text, no pickle. Knows no cache.
+"""
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from llmembed.backbones import Backbone, BackboneSpec, describe_backbone, load_backbone
+from llmembed.backbones.precision import stored
+from llmembed.errors import ClassifierError
+from llmembed.fusion import Fusion, fuse
+from llmembed.heads import Head, load_head
+from llmembed.scaling import Scaler
+
+FORMAT = 1
+RECORD = "classifier.json"
+# Texts that are in memory at once while predicting.
+BLOCK_ROWS = 2048
+
+
+class ClassifierRecord(BaseModel):
+    """The JSON part of a classifier.
+
+    Attributes:
+        format: number of this layout.
+        spec: the backbone that the embeddings must come from.
+        backbone: where the backbone was found in training: a name, a hub id or a folder.
+        layers: the layers that are fused, of those in the spec.
+        fusion: how they are fused.
+        head: name of the head.
+        labels: class names; column i of the probabilities belongs to labels[i].
+        training: the settings of the training, for people and for reproduction.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    spec: BackboneSpec
+    backbone: str
+    layers: tuple[int, ...]
+    fusion: Fusion
+    head: str
+    labels: tuple[str, ...]
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Scaling, fusion and head over the embeddings of one backbone spec."""
+
+    record: ClassifierRecord
+    scaler: Scaler
+    head: Head
+
+    def predict_proba(self, embeddings: np.ndarray) -> np.ndarray:
+        """Classify embeddings [rows, layers, dim] of the record's layers -> float32 [rows, classes]."""
+        return self.head.predict_proba(fuse(self.scaler.apply(embeddings), self.record.fusion))
+
+    def load_backbone(self, found_at: str | None = None, *, device: str | None = None) -> Backbone:
+        """Load the backbone that the classifier was trained on, limited to the layers that it reads.
+
+        Raises:
+            ClassifierError: the model found has other weights or another tokenizer.
+        """
+        spec = self.record.spec
+        found, files = describe_backbone(
+            found_at or self.record.backbone,
+            layers=spec.layers,
+            pooling=spec.pooling,
+            max_length=spec.max_length,
+            template=spec.template,
+            dtype=spec.dtype,
+        )
+        if (found.weights, found.tokenizer) != (spec.weights, spec.tokenizer):
+            raise ClassifierError(
+                f"The classifier was trained on {spec.model} with weights {spec.weights[:12]} and tokenizer "
+                f"{spec.tokenizer[:12]}; {files.folder} has {found.weights[:12]} and {found.tokenizer[:12]}. "
+                "Name the right one with --backbone."
+            )
+        return load_backbone(spec.model_copy(update={"layers": self.record.layers}), files, device=device)
+
+    def predict_texts(self, texts: Sequence[str], backbone: Backbone) -> Iterator[np.ndarray]:
+        """Classify [rows] texts, a block of up to 2,048 at a time.
+
+        Yields:
+            float32 [block rows, classes], blocks in the order of the texts.
+        """
+        for start in range(0, len(texts), BLOCK_ROWS):
+            yield self.predict_proba(embed_texts(backbone, texts[start : start + BLOCK_ROWS]))
+
+    def save(self, folder: Path, reports: dict[str, dict[str, Any]] | None = None) -> None:
+        """Write the classifier, and JSON reports beside it, as a folder that appears whole or not at all.
+
+        A classifier that was there before is replaced.
+        """
+        check_destination(folder)
+        partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+        partial.mkdir(parents=True)
+        (partial / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n")
+        self.scaler.save(partial)
+        self.head.save(partial)
+        for name, report in (reports or {}).items():
+            (partial / name).write_text(json.dumps(report, indent=1) + "\n")
+        if folder.exists():
+            replaced = partial.with_name(f"{partial.name}.replaced")
+            folder.rename(replaced)
+            partial.rename(folder)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Classifier":
+        """Read a classifier.
+
+        Raises:
+            ClassifierError: no classifier there, damaged, or of another format.
+        """
+        try:
+            content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise ClassifierError(
+                    f"{folder} has format {content['format']}; this llmembed reads format {FORMAT}. Train it again."
+                )
+            return cls(ClassifierRecord.model_validate(content), Scaler.load(folder), load_head(folder))
+        except FileNotFoundError as error:
+            raise ClassifierError(
+                f"{folder} is not a classifier: no {Path(error.filename or RECORD).name} in it. "
+                "Make one with `llmembed train`."
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClassifierError(
+                f"{folder} is damaged ({str(error).splitlines()[0]}). Train it again with `llmembed train`."
+            ) from error
+
+
+def embed_texts(backbone: Backbone, texts: Sequence[str]) -> np.ndarray:
+    """Embed texts as extraction does, rounded to the dtype on disk: [rows, layers, dim]."""
+    return stored(backbone.embed(backbone.tokenize(texts)), backbone.spec)
+
+
+def check_destination(folder: Path) -> None:
+    """Refuse a folder that holds something other than a classifier.
+
+    Raises:
+        ClassifierError: the folder is a file, or not empty and without a classifier.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists()):
+        raise ClassifierError(f"{folder} is not empty and holds no classifier; name another folder with --out.")

@@ -1,0 +1,341 @@
+"""Data sets: a name, a file or a folder -> one table with the columns text, label, split.
+
+A name is looked up in `$LLMEMBED_DATA/NAME`, then on the public hub as its job file says; `pydocs` is made on this
+machine. Everything that could mislead a classifier is refused here, at the door: missing columns, texts or labels,
+bytes that are not UTF-8, one class. Knows no backbone and no cache.
+"""
+
+import os
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from llmembed.errors import DatasetError
+from llmembed.job import Hub, Job, find_job, job_names, load_job
+
+SPLITS = ("train", "validation", "test")
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+KEY_BYTES = 16
+# A table without a test split gives every fifth distinct text of a class to it.
+TEST_EVERY = 5
+
+OnEmpty = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Texts with labels.
+
+    Attributes:
+        name: names the folder in the cache.
+        reading: the arguments of `load_dataset` that it was read with, where they are not the default.
+        origin: the folder, files or hub revision that the texts were read from.
+        table: columns text, label, split (all strings), in the order of the source.
+        skipped: number of rows left out because their text was empty.
+        warnings: sentences for the user.
+    """
+
+    name: str
+    reading: dict[str, Any]
+    origin: str
+    job: Job
+    table: pl.DataFrame
+    skipped: int = 0
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def words(self) -> list[str]:
+        """Give the words of a command line that name this data set."""
+        options = {name: value for name, value in self.reading.items() if name != "argument"}
+        return [
+            self.reading["argument"],
+            *(word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))),
+        ]
+
+    def texts(self, split: str | None = None) -> list[str]:
+        """Give the texts [rows], of one split or of all."""
+        return self._rows(split)["text"].to_list()
+
+    def labels(self, split: str) -> list[str]:
+        """Give the labels [rows] of one split."""
+        return self._rows(split)["label"].to_list()
+
+    def _rows(self, split: str | None) -> pl.DataFrame:
+        return self.table if split is None else self.table.filter(pl.col("split") == split)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a user's table is to be read: which columns, and what becomes of empty texts."""
+
+    text_column: str = "text"
+    label_column: str = "label"
+    on_empty: OnEmpty = "error"
+
+
+def text_key(text: str) -> bytes:
+    """Hash a text to its key in the cache, 16 bytes (BLAKE2b of its UTF-8 bytes)."""
+    return blake2b(text.encode(), digest_size=KEY_BYTES).digest()
+
+
+def load_dataset(
+    argument: str,
+    *,
+    text_column: str = "text",
+    label_column: str = "label",
+    on_empty: OnEmpty = "error",
+    limit: int | None = None,
+) -> Dataset:
+    """Read a data set given as a name, a file or a folder.
+
+    `limit` keeps at most so many rows of each split, chosen by the hash of the text and so always the same ones.
+
+    Raises:
+        DatasetError: not found, not readable, or unfit to train on; the message says where and why.
+    """
+    path, job, reading = Path(argument), Job(), Reading(text_column, label_column, on_empty)
+    if find_job(argument) or (_local_copy(argument) and not path.exists()):
+        name, (table, job, origin) = argument, _read_named(argument, reading)
+    elif path.is_dir():
+        name, table, origin = path.resolve().name, _read_folder(path, reading), str(path)
+    elif path.is_file():
+        name, table, origin = path.stem, _read_file(path, reading), str(path)
+    else:
+        raise DatasetError(
+            f"No data set {argument!r}: it is neither a file nor a folder here, nor a job "
+            f"({', '.join(job_names())}). Name one of these or write jobs/{argument}.toml."
+        )
+    rows = len(table)
+    table = table.filter(~is_empty(table["text"]))
+    skipped = rows - len(table)
+    if "split" not in table.columns:
+        table = _with_test_split(table)
+    _check_classes(table, origin)
+    if limit is not None:
+        table = _limited(table, limit)
+    given = {**asdict(reading), "limit": limit}
+    defaults = {**asdict(Reading()), "limit": None}
+    differing = {option: value for option, value in given.items() if value != defaults[option]}
+    return Dataset(name, {"argument": argument, **differing}, origin, job, table, skipped, _warnings(table))
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Read one Parquet, CSV, TSV or JSONL file as it is; CSV and TSV columns are all strings.
+
+    Raises:
+        DatasetError: another suffix, unreadable, empty, or bytes that are not UTF-8 (with the line).
+    """
+    if path.suffix not in SUFFIXES:
+        raise DatasetError(
+            f"{path}: cannot read {path.suffix or 'a file without a suffix'!r}; use {', '.join(SUFFIXES)}."
+        )
+    try:
+        if path.suffix == ".parquet":
+            table = pl.read_parquet(path)
+        elif path.suffix == ".jsonl":
+            table = pl.read_ndjson(_utf8(path), infer_schema_length=None)
+        else:
+            # Inferred types would turn the text "007" into a number.
+            separator = "\t" if path.suffix == ".tsv" else ","
+            table = pl.read_csv(_utf8(path), separator=separator, infer_schema=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DatasetError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+    if table.is_empty():
+        raise DatasetError(f"{path} has no rows.")
+    return table
+
+
+def column_texts(table: pl.DataFrame, column: str, where: str) -> pl.Series:
+    """Give the column that holds the texts.
+
+    Raises:
+        DatasetError: no such column, or it does not hold strings.
+    """
+    if column not in table.columns:
+        raise DatasetError(_missing_column(column, table, where, "--text-column"))
+    if table.schema[column] != pl.String:
+        raise DatasetError(
+            f"{where}: column {column!r} is {table.schema[column]}, expected strings; "
+            "name the column of the texts with --text-column."
+        )
+    return table[column]
+
+
+def refuse_empty(texts: pl.Series, where: str, remedy: str) -> None:
+    """Raise a DatasetError if a text is null or only white space; it counts them and names the first row."""
+    empty = is_empty(texts)
+    if empty.any():
+        raise DatasetError(
+            f"{where}: {empty.sum():,} of {len(texts):,} texts are null or empty "
+            f"(the first is row {(empty.arg_max() or 0) + 1:,}); mend them or {remedy}."
+        )
+
+
+def is_empty(texts: pl.Series) -> pl.Series:
+    """Mark the texts that are null or only white space, bool [rows]."""
+    return texts.is_null() | (texts.str.strip_chars() == "").fill_null(True)
+
+
+def _read_named(name: str, reading: Reading) -> tuple[pl.DataFrame, Job, str]:
+    job_file = find_job(name)
+    job = load_job(job_file) if job_file else Job()
+    copy = _local_copy(name)
+    if copy is not None:
+        return _read_folder(copy, reading), job, str(copy)
+    if job.builtin:
+        return _read_builtin(), job, "built-in"
+    return _read_hub(name, job), job, f"hf://datasets/{job.hub.repo}@{job.hub.revision}" if job.hub else ""
+
+
+def _local_copy(name: str) -> Path | None:
+    folder = Path(os.environ.get("LLMEMBED_DATA", "")) / name
+    return folder if "LLMEMBED_DATA" in os.environ and folder.is_dir() else None
+
+
+def _read_builtin() -> pl.DataFrame:
+    from llmembed.pydocs import build_pydocs, pydocs_version
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmembed"
+    path = folder / f"pydocs-{pydocs_version()}.parquet"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        build_pydocs().write_parquet(partial)
+        partial.replace(path)
+    return pl.read_parquet(path)
+
+
+def _read_hub(name: str, job: Job) -> pl.DataFrame:
+    unset = "" if "LLMEMBED_DATA" in os.environ else " (LLMEMBED_DATA is not set)"
+    here = (
+        f"put it into $LLMEMBED_DATA/{name}/{unset} as train.parquet and test.parquet with the columns text and label"
+    )
+    if job.hub is None:
+        raise DatasetError(f"{name} is not on this machine and jobs/{name}.toml names no public copy: {here}.")
+    parts = []
+    for split, file in (("train", job.hub.train), ("test", job.hub.test)):
+        address = f"hf://datasets/{job.hub.repo}@{job.hub.revision}/{file}"
+        try:
+            table = pl.read_parquet(address)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DatasetError(
+                f"{name} is not on this machine and {address} could not be read: {here}, or connect to the hub."
+            ) from error
+        columns = Reading(job.hub.text_column, job.hub.label_column, "error")
+        parts.append(_with_split(_named_labels(table, job.hub), columns, address, split))
+    return pl.concat(parts)
+
+
+def _named_labels(table: pl.DataFrame, hub: Hub) -> pl.DataFrame:
+    if not hub.label_names or not table.schema[hub.label_column].is_integer():
+        return table
+    names = dict(enumerate(hub.label_names))
+    return table.with_columns(pl.col(hub.label_column).replace_strict(names, return_dtype=pl.String))
+
+
+def _read_folder(folder: Path, reading: Reading) -> pl.DataFrame:
+    parts = []
+    for split in SPLITS:
+        files = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
+        if len(files) > 1:
+            raise DatasetError(f"{folder} has both {files[0].name} and {files[1].name}; keep one of them.")
+        parts += [_with_split(read_table(file), reading, str(file), split) for file in files]
+    present = {part["split"][0] for part in parts}
+    if not {"train", "test"} <= present:
+        lacking = " and ".join(sorted({"train", "test"} - present))
+        raise DatasetError(f"{folder} has no {lacking} file; expected {lacking} with one of {', '.join(SUFFIXES)}.")
+    return pl.concat(parts)
+
+
+def _read_file(path: Path, reading: Reading) -> pl.DataFrame:
+    table = read_table(path)
+    if "split" not in table.columns:
+        return _standardised(table, reading, str(path))
+    unknown = set(table["split"].unique().to_list()) - set(SPLITS)
+    if unknown:
+        raise DatasetError(f"{path}: column 'split' holds {sorted(map(str, unknown))}; expected {', '.join(SPLITS)}.")
+    if not {"train", "test"} <= set(table["split"].unique()):
+        raise DatasetError(
+            f"{path}: column 'split' needs rows of both train and test; drop the column to have one made."
+        )
+    return _standardised(table, reading, str(path)).with_columns(table["split"])
+
+
+def _with_split(table: pl.DataFrame, reading: Reading, where: str, split: str) -> pl.DataFrame:
+    return _standardised(table, reading, where).with_columns(pl.lit(split).alias("split"))
+
+
+def _standardised(table: pl.DataFrame, reading: Reading, where: str) -> pl.DataFrame:
+    texts = column_texts(table, reading.text_column, where)
+    if reading.on_empty == "error":
+        refuse_empty(texts, where, "leave them out with --on-empty skip")
+    label_column = reading.label_column
+    if label_column not in table.columns:
+        raise DatasetError(_missing_column(label_column, table, where, "--label-column"))
+    labels = table[label_column]
+    if not (labels.dtype == pl.String or labels.dtype.is_integer()):
+        raise DatasetError(f"{where}: column {label_column!r} is {labels.dtype}, expected strings or integers.")
+    if labels.null_count():
+        row = int(labels.is_null().arg_max() or 0)
+        raise DatasetError(
+            f"{where}: {labels.null_count():,} of {len(labels):,} rows have no label (the first is row {row + 1}); "
+            "label them or leave them out."
+        )
+    return pl.DataFrame({"text": texts, "label": labels.cast(pl.String)})
+
+
+def _missing_column(column: str, table: pl.DataFrame, where: str, option: str) -> str:
+    return f"{where} has no column {column!r}; it has {', '.join(table.columns)}. Name the right one with {option}."
+
+
+def _utf8(path: Path) -> bytes:
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DatasetError(
+            f"{path} is not UTF-8: byte {content[error.start]:#04x} in line {line:,}; convert it to UTF-8."
+        ) from error
+    if not content.strip():
+        raise DatasetError(f"{path} is empty.")
+    return content
+
+
+def _with_test_split(table: pl.DataFrame) -> pl.DataFrame:
+    # By distinct text, so that equal texts never lie on both sides.
+    distinct = table.unique("text", keep="first", maintain_order=True)
+    keys = pl.Series("key", [text_key(text) for text in distinct["text"]], dtype=pl.Binary)
+    rank = pl.col("key").rank("ordinal").over("label")
+    split = pl.when(rank % TEST_EVERY == 0).then(pl.lit("test")).otherwise(pl.lit("train")).alias("split")
+    sides = distinct.with_columns(keys).select("text", split)
+    return table.join(sides, on="text", how="left", maintain_order="left")
+
+
+def _check_classes(table: pl.DataFrame, origin: str) -> None:
+    for split in ("train", "test"):
+        if table.filter(pl.col("split") == split).is_empty():
+            raise DatasetError(f"{origin}: no rows are left in the {split} split.")
+    classes = table.filter(pl.col("split") == "train")["label"].unique()
+    if len(classes) < 2:
+        raise DatasetError(
+            f"{origin}: all training rows have the one label {classes[0]!r}; a classifier needs two or more."
+        )
+
+
+def _limited(table: pl.DataFrame, limit: int) -> pl.DataFrame:
+    keys = pl.Series("key", [text_key(text) for text in table["text"]], dtype=pl.Binary)
+    rank = pl.col("key").rank("ordinal").over("split")
+    return table.with_columns(keys).filter(rank <= limit).drop("key")
+
+
+def _warnings(table: pl.DataFrame) -> tuple[str, ...]:
+    train, test = (table.filter(pl.col("split") == split) for split in ("train", "test"))
+    unseen = test.filter(~pl.col("label").is_in(train["label"].unique().to_list()))
+    if unseen.is_empty():
+        return ()
+    names = ", ".join(map(repr, sorted(unseen["label"].unique().to_list())))
+    return (f"{len(unseen):,} test rows have a label that no training row has, and count as errors: {names}.",)

@@ -1,0 +1,247 @@
+"""Heads: features float32 [rows, features] -> class probabilities float32 [rows, classes].
+
+Here stand what all heads share: the protocol, how a head is made, and its two files, `head.json` and
+`head.safetensors`. Each head lives in a module of its own, imported when asked for. Knows no texts, layers or fusion.
+"""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llmembed.errors import ClassifierError, UsageError
+
+# Where each head is: imported only when asked for, because torch, LightGBM and scikit-learn take seconds to import.
+HEADS = {
+    "logistic": ("llmembed.heads.logistic", "LogisticHead"),
+    "gbdt": ("llmembed.heads.gbdt", "GBDTHead"),
+    "mlp": ("llmembed.heads.mlp", "MLPHead"),
+}
+JSON_FILE = "head.json"
+ARRAYS_FILE = "head.safetensors"
+FORMAT = 1
+# A value standardised over n rows is at most sqrt(n): the limit touches only values that training never saw, and keeps
+# squares and their sums finite in float32.
+LARGEST = 1e3
+VALIDATION_SHARE = 0.1
+
+Features = NDArray[np.float32]
+Codes = NDArray[np.int64]
+Validation = tuple[ArrayLike, ArrayLike]
+
+
+class Head(Protocol):
+    """A scikit-learn classifier that also saves itself without pickle.
+
+    Attributes:
+        classes_: the labels [classes], sorted; column i of the probabilities belongs to `classes_[i]`.
+        notes_: what the fit chose by itself, as plain JSON values.
+    """
+
+    classes_: NDArray[Any]
+    notes_: dict[str, Any]
+
+    def fit(self, X: ArrayLike, y: ArrayLike, *, validation: Validation | None = None) -> "Head":
+        """Fit on X [rows, features] and the labels y [rows]; `validation` (X, y) chooses, it is never trained on."""
+        ...
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Give the most probable label of each row [rows]."""
+        ...
+
+    def predict_proba(self, X: ArrayLike) -> Features:
+        """Give the class probabilities, float32 [rows, classes]; each row sums to 1."""
+        ...
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Give the parameters that the head was made with."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the fitted head into `folder`."""
+        ...
+
+    @classmethod
+    def load(cls, folder: Path) -> "Head":
+        """Read a head that `save` wrote."""
+        ...
+
+
+def make_head(name: str, *, seed: int = 0, **params: Any) -> Head:
+    """Make an unfitted head.
+
+    Raises:
+        UsageError: no such head, or it has no such parameter.
+    """
+    head_class = _head_class(name)
+    known = sorted(head_class().get_params())
+    unknown = sorted(set(params) - set(known))
+    if unknown:
+        raise UsageError(f"Head {name!r} has no parameter {', '.join(unknown)}; it has {', '.join(known)}.")
+    head: Head = head_class(seed=seed, **params)
+    return head
+
+
+def load_head(folder: Path) -> Head:
+    """Read the head, of whichever kind, that was saved into `folder`.
+
+    Raises:
+        ClassifierError: no head there, or its files are damaged.
+    """
+    name = _read_json(folder)["head"]
+    if name not in HEADS:
+        raise ClassifierError(f"{folder / JSON_FILE} names the head {name!r}; known are {', '.join(HEADS)}.")
+    head: Head = _head_class(name).load(folder)
+    return head
+
+
+def write_head(folder: Path, head: Head, arrays: dict[str, NDArray[Any]], **fitted: Any) -> None:
+    """Write `head.json` (parameters, classes, notes, the scalars in `fitted`) and `head.safetensors` (arrays)."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "format": FORMAT,
+        "head": next(name for name, (_, class_name) in HEADS.items() if class_name == type(head).__name__),
+        "params": head.get_params(),
+        "classes": head.classes_.tolist(),
+        "notes": head.notes_,
+        "fitted": fitted,
+    }
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS_FILE)
+    (folder / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_head(folder: Path, head_class: type) -> tuple[Any, dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read what `write_head` wrote: a head with parameters, classes and notes set; its arrays; its fitted scalars.
+
+    Raises:
+        ClassifierError: a file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    content = _read_json(folder)
+    try:
+        arrays = load_file(folder / ARRAYS_FILE)
+        head = head_class(**content["params"])
+        head.classes_ = np.asarray(content["classes"])
+        head.notes_ = content["notes"]
+        fitted = content["fitted"]
+        head.n_features_in_ = fitted["features"]
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise ClassifierError(f"The head in {folder} is damaged ({error}). Train the classifier again.") from error
+    return head, arrays, fitted
+
+
+def as_features(X: ArrayLike, width: int | None = None) -> Features:
+    """Give X as float32 [rows, features], limited to +-1000 so that no later square overflows.
+
+    Raises:
+        ClassifierError: not two-dimensional, NaN in it, or not `width` features wide.
+    """
+    features = np.asarray(X)
+    if features.ndim != 2 or (width is not None and features.shape[1] != width):
+        expected = "[rows, features]" if width is None else f"[rows, {width}]"
+        raise ClassifierError(f"The features have the shape {list(features.shape)}; expected {expected}.")
+    # Negated, so that NaN fails it too; min and max need no second matrix, as abs would.
+    if features.size and not (features.min() >= -LARGEST and features.max() <= LARGEST):
+        if np.isnan(features).any():
+            raise ClassifierError(f"{int(np.isnan(features).any(axis=1).sum()):,} rows of the features hold NaN.")
+        features = features.clip(-LARGEST, LARGEST)
+    return np.ascontiguousarray(features, dtype=np.float32)
+
+
+def encode(y: ArrayLike, classes: NDArray[Any]) -> Codes:
+    """Give the position of each label [rows] in the sorted `classes`, -1 for a label that is not among them."""
+    labels = np.asarray(y)
+    codes = np.searchsorted(classes, labels).clip(0, len(classes) - 1)
+    return np.where(classes[codes] == labels, codes, -1)
+
+
+def distinct(y: ArrayLike) -> NDArray[Any]:
+    """Give the distinct labels, sorted.
+
+    Raises:
+        ClassifierError: fewer than two.
+    """
+    classes = np.unique(np.asarray(y))
+    if len(classes) < 2:
+        raise ClassifierError(
+            f"All {np.size(y):,} training rows have the label {classes.tolist()}; expected two or more."
+        )
+    return classes
+
+
+def hold_out(codes: Codes, *, seed: int) -> tuple[Codes, Codes]:
+    """Split the rows into (training, validation): about 10 % of each class, and every class keeps a training row.
+
+    A class with fewer than 5 rows gives none away, so validation may lack classes, and be empty.
+    """
+    generator = np.random.default_rng(seed)
+    held = np.zeros(len(codes), dtype=bool)
+    for code in np.unique(codes):
+        rows = generator.permutation(np.flatnonzero(codes == code))
+        if len(rows) >= 5:
+            held[rows[: max(1, round(VALIDATION_SHARE * len(rows)))]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def softmax(logits: NDArray[np.floating]) -> Features:
+    """Give probabilities float32 [rows, classes] for logits [rows, classes]."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+    probabilities: Features = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    return probabilities
+
+
+def log_loss(logits: NDArray[np.floating], codes: Codes) -> float:
+    """Give the mean cross-entropy in nats of the rows whose code is known (not -1)."""
+    known = np.flatnonzero(codes >= 0)
+    shifted = logits[known] - logits[known].max(axis=1, keepdims=True)
+    normaliser = np.log(np.exp(shifted, dtype=np.float64).sum(axis=1))
+    return float(np.mean(normaliser - shifted[np.arange(len(known)), codes[known]])) if len(known) else 0.0
+
+
+def fit_sharpness(logits: NDArray[np.floating], codes: Codes) -> float:
+    """Find the factor on the logits with the least cross-entropy.
+
+    It is one over the temperature of Guo et al. 2017, section 4.2. Rows of unknown class (-1) do not count. Targets are
+    smoothed by 1 / (rows + 2), as in Platt 1999, section 2.2, so that a validation part without errors does not ask for
+    an infinite factor.
+    """
+    known = np.flatnonzero(codes >= 0)
+    if not len(known):
+        return 1.0
+    z = np.asarray(logits, dtype=np.float64)[known]
+    smoothing = 1 / (len(known) + 2)
+    target = (1 - smoothing) * z[np.arange(len(known)), codes[known]] + smoothing * z.mean(axis=1)
+    # The loss is convex in the factor, so its slope (expected minus target logit) has one zero: bisect its logarithm.
+    low, high = np.log(1e-2), np.log(1e2)
+    for _ in range(24):
+        middle = (low + high) / 2
+        slope = float(np.mean((softmax(np.exp(middle) * z) * z).sum(axis=1) - target))
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return float(np.exp((low + high) / 2))
+
+
+def _head_class(name: str) -> Any:
+    if name not in HEADS:
+        raise UsageError(f"There is no head {name!r}; there are {', '.join(HEADS)}.")
+    module, class_name = HEADS[name]
+    return getattr(import_module(module), class_name)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / JSON_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ClassifierError(f"There is no head in {folder}: {JSON_FILE} is missing.") from error
+    except ValueError as error:
+        raise ClassifierError(f"{path} is not valid JSON ({error}). Train the classifier again.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "head" not in content:
+        raise ClassifierError(f"{path} is not a head of format {FORMAT}. Train the classifier again.")
+    return content

@@ -1,0 +1,102 @@
+"""Prediction: a classifier and texts -> a table of labels with probabilities.
+
+The texts come from a file, from a list, or from a data set whose embeddings are in the cache; then no model is loaded.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llmembed.cache import Cache, Located
+from llmembed.classifier import Classifier
+from llmembed.dataset import Dataset, column_texts, read_table, refuse_empty, text_key
+from llmembed.errors import UsageError
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+
+
+def classify_rows(classifier: Classifier, cache: Cache, located: Located) -> np.ndarray:
+    """Classify rows of the cache -> float32 [rows, classes]."""
+    probabilities = np.empty((len(located.row), len(classifier.record.labels)), np.float32)
+    for positions, block in cache.blocks(located, classifier.record.layers):
+        probabilities[positions] = classifier.predict_proba(block)
+    return probabilities
+
+
+def predict_texts(
+    classifier: Classifier, texts: Sequence[str], *, backbone: str | None = None, device: str | None = None
+) -> np.ndarray:
+    """Run the backbone over texts and classify them -> float32 [rows, classes].
+
+    Raises:
+        ClassifierError: `backbone` is not the model that the classifier was trained on.
+        DatasetError: a text is empty.
+    """
+    refuse_empty(pl.Series(texts, dtype=pl.String), "input", "leave them out")
+    loaded = classifier.load_backbone(backbone, device=device)
+    return np.concatenate(list(classifier.predict_texts(texts, loaded)))
+
+
+def predict_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, split: str = "test") -> np.ndarray:
+    """Classify one split of a data set from the cache -> float32 [rows, classes].
+
+    Raises:
+        CacheError: there is no cache of the classifier's backbone, or it lacks rows or is damaged.
+    """
+    record = classifier.record
+    cache = Cache.at(root, dataset.name, record.training["backbone"], record.spec)
+    located = cache.locate_all([text_key(text) for text in dataset.texts(split)], dataset.words)
+    return classify_rows(classifier, cache, located)
+
+
+def read_texts(path: Path, text_column: str = "text") -> tuple[pl.DataFrame, list[str]]:
+    """Read a file of texts -> the whole table, and its texts [rows].
+
+    Raises:
+        DatasetError: unreadable, no such column, or empty texts.
+    """
+    table = read_table(path)
+    texts = column_texts(table, text_column, str(path))
+    refuse_empty(texts, str(path), "leave them out")
+    return table, texts.to_list()
+
+
+def predictions(probabilities: np.ndarray, labels: Sequence[str]) -> Iterable[dict[str, Any]]:
+    """Give one object per row: `label`, `probability`, and `probabilities` by label."""
+    for row in probabilities:
+        best = int(row.argmax())
+        by_label = {label: round(float(value), 6) for label, value in zip(labels, row, strict=True)}
+        yield {"label": labels[best], "probability": by_label[labels[best]], "probabilities": by_label}
+
+
+def write_predictions(table: pl.DataFrame, probabilities: np.ndarray, labels: Sequence[str], path: Path) -> None:
+    """Write a table with the columns predicted, probability and p_<label> added, as CSV, JSONL or Parquet by suffix.
+
+    Raises:
+        UsageError: another suffix.
+    """
+    check_format(path)
+    predicted = pl.DataFrame(
+        {"predicted": np.asarray(labels)[probabilities.argmax(axis=1)], "probability": probabilities.max(axis=1)}
+    )
+    by_label = pl.DataFrame({f"p_{label}": probabilities[:, column] for column, label in enumerate(labels)})
+    whole = pl.concat(
+        [table.drop(set(table.columns) & {*predicted.columns, *by_label.columns}), predicted, by_label],
+        how="horizontal",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        whole.write_csv(path)
+    elif path.suffix == ".jsonl":
+        whole.write_ndjson(path)
+    else:
+        whole.write_parquet(path)
+
+
+def check_format(path: Path) -> None:
+    """Refuse a suffix that predictions cannot be written as, with a UsageError."""
+    if path.suffix not in FORMATS:
+        raise UsageError(f"--out {path}: predictions are written as {', '.join(FORMATS)}.")

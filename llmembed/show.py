@@ -1,0 +1,150 @@
+"""What people see: tables on stdout, progress on stderr. In: the reports of the stages. Out: text on a terminal."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from llmembed.dataset import Dataset
+from llmembed.extract import Estimate, Extraction
+from llmembed.extract import Progress as Done
+from llmembed.train import Training
+
+# Without a terminal a progress line is printed this often, in seconds.
+LINE_EVERY = 10.0
+# Above this many classes a table shows the worst ones, and confusions as pairs.
+MANY_CLASSES = 12
+
+stdout = Console(highlight=False)
+
+
+class ProgressLine:
+    """Progress of an extraction: a bar on a terminal, else a line every ten seconds."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        self._task = self._bar.add_task("loading the model", total=None) if self._bar else None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: Done) -> None:
+        """Show where the extraction stands."""
+        rates = (
+            f"{done.done / done.seconds:,.0f} texts/s, {done.tokens / done.seconds:,.0f} tokens/s, {_bytes(done.bytes)}"
+        )
+        line = f"{done.done:,} of {done.total:,} texts, {rates}"
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done.done, total=done.total, description=line)
+        elif time.monotonic() - self._last >= LINE_EVERY:
+            self._last = time.monotonic()
+            left = done.seconds / done.done * (done.total - done.done)
+            print(f"{line}, {_duration(left)} left", file=sys.stderr, flush=True)
+
+
+def show_extraction(report: Extraction, dataset: Dataset) -> None:
+    """Print what an extraction did."""
+    skipped = f", {dataset.skipped:,} empty rows skipped" if dataset.skipped else ""
+    print(
+        f"{report.rows:,} rows: {report.embedded:,} texts embedded, {report.reused:,} reused, "
+        f"{report.truncated:,} truncated{skipped}"
+    )
+    if report.repaired:
+        print(f"{report.repaired:,} damaged shards were made again")
+    if report.embedded:
+        print(f"{report.tokens:,} tokens in {_duration(report.seconds)}, {report.texts_per_second:,.0f} texts/s")
+    print(f"{_bytes(report.bytes)} in {report.cache}")
+
+
+def show_estimate(estimate: Estimate) -> None:
+    """Print what an extraction would do."""
+    share = estimate.truncated / max(estimate.missing, 1)
+    print(
+        f"{estimate.rows:,} rows, {estimate.missing:,} distinct texts to embed: {estimate.tokens:,} tokens, "
+        f"{share:.1%} truncated"
+    )
+    print(f"{_bytes(estimate.bytes)} more in {estimate.cache}, in about {_duration(estimate.expected_seconds)}")
+
+
+def show_training(training: Training) -> None:
+    """Print the report of a training."""
+    report, settings = training.report, training.settings
+    layers = ",".join(map(str, settings["layers"]))
+    print(
+        f"{settings['dataset']}, {settings['backbone']}-{settings['fingerprint']}, layers {layers}: "
+        f"{settings['fusion']} ({training.features:,} features) -> {settings['head']}, seed {settings['seed']}"
+    )
+    print(
+        f"{training.rows:,} training rows ({training.validation_rows:,} of them validation), "
+        f"{report.rows:,} test rows, {training.classes} classes"
+    )
+    print(f"read {training.read_seconds:.1f} s, fit {training.fit_seconds:.1f} s, test {training.test_seconds:.1f} s")
+    print()
+    print(
+        f"test accuracy {report.accuracy:.2%}, macro-F1 {report.macro_f1:.2%}, "
+        f"calibration error {report.calibration_error:.2%}, log loss {report.log_loss:.3f}"
+    )
+    _show_classes(training)
+    _show_confusion(training)
+    print(f"\nclassifier: {training.out}")
+    print(f'try it:     llmembed predict {training.out} --text "…"')
+
+
+def _show_classes(training: Training) -> None:
+    classes = training.report.per_class
+    title = None
+    if len(classes) > MANY_CLASSES:
+        classes = tuple(sorted(classes, key=lambda each: each.f1)[:MANY_CLASSES])
+        title = f"the {MANY_CLASSES} classes with the lowest F1 (all: metrics.json)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("class")
+    for heading in ("precision", "recall", "F1", "rows"):
+        table.add_column(heading, justify="right")
+    for each in classes:
+        table.add_row(each.label, f"{each.precision:.1%}", f"{each.recall:.1%}", f"{each.f1:.1%}", f"{each.rows:,}")
+    stdout.print(table)
+
+
+def _show_confusion(training: Training) -> None:
+    report = training.report
+    labels = [each.label for each in report.per_class]
+    pairs = [
+        (count, labels[true], labels[given])
+        for true, row in enumerate(report.confusion)
+        for given, count in enumerate(row)
+        if true != given and count
+    ]
+    if pairs:
+        print("\nmost frequent errors")
+    for count, true, given in sorted(pairs, reverse=True)[:5]:
+        print(f"  {count:>5,}  {true} taken for {given}")
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
