@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from llmembed.backbones import Backbone, BackboneSpec, describe_backbone, load_backbone
+from llmembed.backbones import Backbone, BackboneSpec, load_backbone
 from llmembed.backbones.precision import stored
+from llmembed.backbones.weights import find_model
 from llmembed.errors import ClassifierError
 from llmembed.fusion import Fusion, fuse
 from llmembed.heads import Head, load_head
@@ -72,19 +73,12 @@ class Classifier:
         Raises:
             ClassifierError: the model found has other weights or another tokenizer.
         """
-        spec = self.record.spec
-        found, files = describe_backbone(
-            found_at or self.record.backbone,
-            layers=spec.layers,
-            pooling=spec.pooling,
-            max_length=spec.max_length,
-            template=spec.template,
-            dtype=spec.dtype,
-        )
-        if (found.weights, found.tokenizer) != (spec.weights, spec.tokenizer):
+        spec, files = self.record.spec, find_model(found_at or self.record.backbone)
+        found = files.weights_digest(), files.tokenizer_digest()
+        if found != (spec.weights, spec.tokenizer):
             raise ClassifierError(
                 f"The classifier was trained on {spec.model} with weights {spec.weights[:12]} and tokenizer "
-                f"{spec.tokenizer[:12]}; {files.folder} has {found.weights[:12]} and {found.tokenizer[:12]}. "
+                f"{spec.tokenizer[:12]}; {files.folder} has {found[0][:12]} and {found[1][:12]}. "
                 "Name the right one with --backbone."
             )
         return load_backbone(spec.model_copy(update={"layers": self.record.layers}), files, device=device)

@@ -42,7 +42,7 @@ class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
         self,
         *,
         inverse_penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0),
-        max_iterations: int = 200,
+        max_iterations: int = 100,
         seed: int = 0,
     ) -> None:
         self.inverse_penalties = inverse_penalties

@@ -1,0 +1,75 @@
+"""Real texts, the real MiniLM, and a tiny random Llama with a tokenizer of its own. No network, no GPU."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# As the command line does; before anything imports torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from llmembed.dataset import Dataset, load_dataset, text_key
+from llmembed.extract import extract, plan_extraction
+
+
+@pytest.fixture(scope="session")
+def pydocs() -> Dataset:
+    return load_dataset("pydocs", limit=700)
+
+
+@pytest.fixture(scope="session")
+def texts(pydocs: Dataset) -> list[str]:
+    """Give 60 real texts of very different length, in no order."""
+    by_length = sorted(pydocs.texts("train"), key=len)
+    return sorted([*by_length[:: len(by_length) // 58], "a", by_length[-1] * 3], key=text_key)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory, pydocs: Dataset) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(pydocs.texts("train")[:500], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    save_llama(folder)
+    return folder
+
+
+def save_llama(folder: Path, **changes: float) -> None:
+    """Write a Llama of 4 layers with random weights; `changes` overwrites all values of one weight by its name."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=600,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    model = LlamaModel(config)
+    for name, weight in model.named_parameters():
+        # Norm weights of 1 would hide a norm that is applied once too often.
+        if "norm" in name:
+            torch.nn.init.uniform_(weight, 0.3, 3.0)
+        if name in changes:
+            torch.nn.init.constant_(weight, changes[name])
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def pydocs_cache(tmp_path_factory: pytest.TempPathFactory, pydocs: Dataset) -> Path:
+    """Give the root of a cache with MiniLM's embeddings of `pydocs`."""
+    root = tmp_path_factory.mktemp("cache")
+    extract(plan_extraction(pydocs, root=root))
+    return root

@@ -1,0 +1,157 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import save_llama
+from test_backbones import copy_of
+
+from llmembed.cache import Cache
+from llmembed.dataset import Dataset, load_dataset, text_key
+from llmembed.errors import BackboneError
+from llmembed.extract import SHARD_ROWS, estimate, extract, plan_extraction
+
+
+@pytest.fixture
+def small(pydocs: Dataset) -> Dataset:
+    return with_table(pydocs, pydocs.table.head(300))
+
+
+def with_table(dataset: Dataset, table: pl.DataFrame) -> Dataset:
+    return replace(dataset, table=table)
+
+
+def embeddings(cache: Cache, texts: list[str]) -> np.ndarray:
+    located = cache.locate([text_key(text) for text in texts])
+    assert not len(located.missing)
+    gathered = np.empty((len(texts), len(cache.spec.layers), cache.spec.dim), cache.spec.dtype)
+    for positions, block in cache.blocks(located, cache.spec.layers):
+        gathered[positions] = block
+    return gathered
+
+
+def test_the_second_time_nothing_is_embedded(small, tiny_llama, tmp_path):
+    plan = plan_extraction(small, root=tmp_path, backbone=str(tiny_llama))
+    first, second = extract(plan), extract(plan)
+    assert (first.embedded, first.reused, first.rows) == (300, 0, 300)
+    assert (second.embedded, second.reused, second.tokens) == (0, 300, 0)
+    assert second.truncated == first.truncated
+    assert second.bytes == first.bytes
+
+
+def test_only_new_texts_cost_anything(small, tiny_llama, tmp_path):
+    extract(plan_extraction(small, root=tmp_path, backbone=str(tiny_llama)))
+    new = pl.DataFrame({"text": ["one new text", "one new text"], "label": ["numpy"] * 2, "split": ["train"] * 2})
+    relabelled = (
+        small.table.tail(200).with_columns(pl.col("label").reverse()).sample(fraction=1.0, shuffle=True, seed=1)
+    )
+    changed = with_table(small, pl.concat([relabelled, relabelled.head(20), new]))
+    report = extract(plan_extraction(changed, root=tmp_path, backbone=str(tiny_llama)))
+    assert (report.rows, report.embedded, report.reused) == (222, 1, 221)
+
+
+def test_rows_are_found_by_text_whatever_their_order(small, tiny_llama, tmp_path):
+    plan = plan_extraction(small, root=tmp_path, backbone=str(tiny_llama))
+    extract(plan)
+    texts = small.texts()
+    order = np.random.default_rng(0).permutation(len(texts))
+    shuffled = embeddings(plan.cache, [texts[i] for i in order])
+    assert np.array_equal(shuffled, embeddings(plan.cache, texts)[order])
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_embeddings(tiny_llama, tmp_path):
+    def command(root: Path) -> list[str]:
+        program = "from llmembed.cli import main; main()"
+        options = [
+            "extract",
+            "pydocs",
+            "--backbone",
+            str(tiny_llama),
+            "--cache",
+            str(root),
+            "--limit",
+            "3000",
+            "--json",
+        ]
+        return [sys.executable, "-c", program, *options]
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(killed.glob("*/*/commits/[!.]*")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = Cache.latest(killed)
+    rows_kept = sum(commit.rows for commit in kept.commits)
+    again = json.loads(subprocess.run(command(killed), stdout=subprocess.PIPE, check=True).stdout)
+    once = json.loads(subprocess.run(command(whole), stdout=subprocess.PIPE, check=True).stdout)
+    assert rows_kept % SHARD_ROWS == 0
+    assert 0 < again["embedded"] == once["embedded"] - rows_kept
+    texts = load_dataset("pydocs", limit=3000).texts()
+    assert np.array_equal(embeddings(Cache.latest(killed), texts), embeddings(Cache.latest(whole), texts))
+
+
+def test_a_nan_stops_the_job_with_the_text_and_nothing_of_it_counts(small, tiny_llama, tmp_path):
+    folder = copy_of(tiny_llama, tmp_path)
+    save_llama(folder, **{"layers.2.mlp.down_proj.weight": float("nan")})
+    plan = plan_extraction(small, root=tmp_path / "cache", backbone=str(folder))
+    with pytest.raises(BackboneError, match=r"copy gave nan in layer 3, .*The text is '"):
+        extract(plan)
+    assert not Cache.at(tmp_path / "cache", small.name, "copy", plan.spec).commits
+
+
+def test_a_damaged_shard_is_made_again(small, tiny_llama, tmp_path):
+    plan = plan_extraction(small, root=tmp_path, backbone=str(tiny_llama))
+    extract(plan)
+    before = embeddings(plan.cache, small.texts())
+    shard = next(plan.cache.folder.glob("shards/*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    report = extract(plan_extraction(small, root=tmp_path, backbone=str(tiny_llama)))
+    assert (report.repaired, report.embedded) == (1, 300)
+    assert np.array_equal(embeddings(Cache.latest(tmp_path), small.texts()), before)
+
+
+def test_another_backbone_layer_or_limit_is_another_cache(small, tiny_llama, tmp_path):
+    plans = [
+        plan_extraction(small, root=tmp_path, backbone=str(tiny_llama), **options)
+        for options in ({}, {"layers": (1,)}, {"max_length": 9}, {"pooling": "max"}, {"template": "q: {text}"})
+    ]
+    assert len({plan.cache.folder for plan in plans}) == len(plans)
+
+
+def test_a_dry_run_writes_nothing_and_knows_the_costs(small, tiny_llama, tmp_path):
+    plan = plan_extraction(small, root=tmp_path, backbone=str(tiny_llama), max_length=20)
+    guess = estimate(plan)
+    assert not list(tmp_path.rglob("*"))
+    report = extract(plan)
+    assert (guess.rows, guess.missing, guess.tokens) == (report.rows, report.embedded, report.tokens)
+    assert guess.truncated == report.truncated > 0
+    assert guess.bytes == pytest.approx(report.bytes, rel=0.2)
+    assert estimate(plan_extraction(small, root=tmp_path, backbone=str(tiny_llama), max_length=20)).missing == 0
+
+
+def test_the_shard_says_which_engine_made_it(pydocs_cache):
+    commit = Cache.latest(pydocs_cache).commits[0]
+    assert commit.engine["engine"] == "transformers"
+    assert commit.engine["dtype"] == "float32"
+    assert commit.engine.keys() == {"engine", "version", "torch", "device", "dtype"}
+
+
+def test_a_second_extraction_does_not_even_import_torch(pydocs_cache, pydocs):
+    program = (
+        "import sys; from pathlib import Path; from llmembed.dataset import load_dataset;"
+        "from llmembed.extract import extract, plan_extraction;"
+        f"report = extract(plan_extraction(load_dataset('pydocs', limit=700), root=Path({str(pydocs_cache)!r})));"
+        "print(report.embedded, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.split() == ["0", "False", "False"]
