@@ -37,7 +37,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 TextColumn = Annotated[str, typer.Option(help="Column of the texts.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the labels.")]
 OnEmpty = Annotated[Literal["error", "skip"], typer.Option(help="What to do with empty texts.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many rows of each split, always the same ones.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="At most so many distinct texts of each split, always the same ones.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
 
 

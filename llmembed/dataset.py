@@ -5,6 +5,7 @@ machine. Everything that could mislead a classifier is refused here, at the door
 bytes that are not UTF-8, one class. Knows no backbone and no cache.
 """
 
+import json
 import os
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -91,13 +92,15 @@ def load_dataset(
 ) -> Dataset:
     """Read a data set given as a name, a file or a folder.
 
-    `limit` keeps at most so many rows of each split, chosen by the hash of the text and so always the same ones.
+    `limit` keeps the rows of at most so many distinct texts of each split, chosen by hash and so always the same ones.
 
     Raises:
         DatasetError: not found, not readable, or unfit to train on; the message says where and why.
     """
     path, job, reading = Path(argument), Job(), Reading(text_column, label_column, on_empty)
-    if find_job(argument) or (_local_copy(argument) and not path.exists()):
+    # Only a bare name can be a job: ./agnews is the folder here.
+    bare = path.name == argument and not path.suffix
+    if bare and (find_job(argument) or (_local_copy(argument) and not path.exists())):
         name, (table, job, origin) = argument, _read_named(argument, reading)
     elif path.is_dir():
         name, table, origin = path.resolve().name, _read_folder(path, reading), str(path)
@@ -113,9 +116,9 @@ def load_dataset(
     skipped = rows - len(table)
     if "split" not in table.columns:
         table = _with_test_split(table)
-    _check_classes(table, origin)
     if limit is not None:
         table = _limited(table, limit)
+    _check_classes(table, origin)
     given = {**asdict(reading), "limit": limit}
     defaults = {**asdict(Reading()), "limit": None}
     differing = {option: value for option, value in given.items() if value != defaults[option]}
@@ -134,18 +137,39 @@ def read_table(path: Path) -> pl.DataFrame:
         )
     try:
         if path.suffix == ".parquet":
-            table = pl.read_parquet(path)
+            # Without glob=False the brackets in a file's name are a pattern.
+            table = pl.read_parquet(path, glob=False)
         elif path.suffix == ".jsonl":
-            table = pl.read_ndjson(_utf8(path), infer_schema_length=None)
+            table = _read_jsonl(path)
         else:
             # Inferred types would turn the text "007" into a number.
             separator = "\t" if path.suffix == ".tsv" else ","
             table = pl.read_csv(_utf8(path), separator=separator, infer_schema=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DatasetError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
     if table.is_empty():
         raise DatasetError(f"{path} has no rows.")
     return table
+
+
+def _read_jsonl(path: Path) -> pl.DataFrame:
+    rows = []
+    for number, line in enumerate(_utf8(path).decode("utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            # Half of a surrogate pair is valid JSON and no text.
+            json.dumps(row, ensure_ascii=False).encode()
+        except ValueError as error:
+            raise DatasetError(f"{path} line {number:,} is not JSON in UTF-8: {error}.") from error
+        if not isinstance(row, dict):
+            raise DatasetError(f"{path} line {number:,} is not a JSON object.")
+        rows.append(row)
+    try:
+        return pl.DataFrame(rows, infer_schema_length=None, strict=True)
+    except (TypeError, pl.exceptions.PolarsError) as error:
+        raise DatasetError(f"{path}: a column holds values of several types ({str(error).splitlines()[0]}).") from error
 
 
 def column_texts(table: pl.DataFrame, column: str, where: str) -> pl.Series:
@@ -156,6 +180,8 @@ def column_texts(table: pl.DataFrame, column: str, where: str) -> pl.Series:
     """
     if column not in table.columns:
         raise DatasetError(_missing_column(column, table, where, "--text-column"))
+    if table.schema[column] in (pl.Categorical, pl.Enum):
+        return table[column].cast(pl.String)
     if table.schema[column] != pl.String:
         raise DatasetError(
             f"{where}: column {column!r} is {table.schema[column]}, expected strings; "
@@ -187,12 +213,12 @@ def _read_named(name: str, reading: Reading) -> tuple[pl.DataFrame, Job, str]:
         return _read_folder(copy, reading), job, str(copy)
     if job.builtin:
         return _read_builtin(), job, "built-in"
-    return _read_hub(name, job), job, f"hf://datasets/{job.hub.repo}@{job.hub.revision}" if job.hub else ""
+    return _read_hub(name, job, reading), job, f"hf://datasets/{job.hub.repo}@{job.hub.revision}" if job.hub else ""
 
 
 def _local_copy(name: str) -> Path | None:
     folder = Path(os.environ.get("LLMEMBED_DATA", "")) / name
-    return folder if "LLMEMBED_DATA" in os.environ and folder.is_dir() else None
+    return folder if os.environ.get("LLMEMBED_DATA") and folder.is_dir() else None
 
 
 def _read_builtin() -> pl.DataFrame:
@@ -208,8 +234,8 @@ def _read_builtin() -> pl.DataFrame:
     return pl.read_parquet(path)
 
 
-def _read_hub(name: str, job: Job) -> pl.DataFrame:
-    unset = "" if "LLMEMBED_DATA" in os.environ else " (LLMEMBED_DATA is not set)"
+def _read_hub(name: str, job: Job, reading: Reading) -> pl.DataFrame:
+    unset = "" if os.environ.get("LLMEMBED_DATA") else " (LLMEMBED_DATA is not set)"
     here = (
         f"put it into $LLMEMBED_DATA/{name}/{unset} as train.parquet and test.parquet with the columns text and label"
     )
@@ -224,16 +250,20 @@ def _read_hub(name: str, job: Job) -> pl.DataFrame:
             raise DatasetError(
                 f"{name} is not on this machine and {address} could not be read: {here}, or connect to the hub."
             ) from error
-        columns = Reading(job.hub.text_column, job.hub.label_column, "error")
-        parts.append(_with_split(_named_labels(table, job.hub), columns, address, split))
+        columns = Reading(job.hub.text_column, job.hub.label_column, reading.on_empty)
+        parts.append(_with_split(_named_labels(table, job.hub, address), columns, address, split))
     return pl.concat(parts)
 
 
-def _named_labels(table: pl.DataFrame, hub: Hub) -> pl.DataFrame:
-    if not hub.label_names or not table.schema[hub.label_column].is_integer():
+def _named_labels(table: pl.DataFrame, hub: Hub, where: str) -> pl.DataFrame:
+    column = hub.label_column
+    if not hub.label_names or column not in table.columns or not table.schema[column].is_integer():
         return table
+    outside = sorted(set(table[column].drop_nulls().unique()) - set(range(len(hub.label_names))))
+    if outside:
+        raise DatasetError(f"{where}: label ids {outside} have no name among {', '.join(hub.label_names)}.")
     names = dict(enumerate(hub.label_names))
-    return table.with_columns(pl.col(hub.label_column).replace_strict(names, return_dtype=pl.String))
+    return table.with_columns(pl.col(column).replace_strict(names, return_dtype=pl.String))
 
 
 def _read_folder(folder: Path, reading: Reading) -> pl.DataFrame:
@@ -254,6 +284,9 @@ def _read_file(path: Path, reading: Reading) -> pl.DataFrame:
     table = read_table(path)
     if "split" not in table.columns:
         return _standardised(table, reading, str(path))
+    if table.schema["split"] not in (pl.String, pl.Categorical, pl.Enum):
+        raise DatasetError(f"{path}: column 'split' is {table.schema['split']}; expected {', '.join(SPLITS)}.")
+    table = table.with_columns(pl.col("split").cast(pl.String))
     unknown = set(table["split"].unique().to_list()) - set(SPLITS)
     if unknown:
         raise DatasetError(f"{path}: column 'split' holds {sorted(map(str, unknown))}; expected {', '.join(SPLITS)}.")
@@ -276,13 +309,15 @@ def _standardised(table: pl.DataFrame, reading: Reading, where: str) -> pl.DataF
     if label_column not in table.columns:
         raise DatasetError(_missing_column(label_column, table, where, "--label-column"))
     labels = table[label_column]
+    if labels.dtype in (pl.Categorical, pl.Enum):
+        labels = labels.cast(pl.String)
     if not (labels.dtype == pl.String or labels.dtype.is_integer()):
         raise DatasetError(f"{where}: column {label_column!r} is {labels.dtype}, expected strings or integers.")
-    if labels.null_count():
-        row = int(labels.is_null().arg_max() or 0)
+    unlabelled = is_empty(labels.cast(pl.String)) & ~is_empty(texts)
+    if unlabelled.any():
         raise DatasetError(
-            f"{where}: {labels.null_count():,} of {len(labels):,} rows have no label (the first is row {row + 1}); "
-            "label them or leave them out."
+            f"{where}: {unlabelled.sum():,} of {len(labels):,} rows have no label (the first is row "
+            f"{(unlabelled.arg_max() or 0) + 1:,}); label them or leave them out."
         )
     return pl.DataFrame({"text": texts, "label": labels.cast(pl.String)})
 
@@ -306,19 +341,17 @@ def _utf8(path: Path) -> bytes:
 
 
 def _with_test_split(table: pl.DataFrame) -> pl.DataFrame:
-    # By distinct text, so that equal texts never lie on both sides.
-    distinct = table.unique("text", keep="first", maintain_order=True)
-    keys = pl.Series("key", [text_key(text) for text in distinct["text"]], dtype=pl.Binary)
+    # By distinct text, so that equal texts never lie on both sides, whatever their labels and their order.
+    distinct = table.group_by("text").agg(pl.col("label").min())
     rank = pl.col("key").rank("ordinal").over("label")
     split = pl.when(rank % TEST_EVERY == 0).then(pl.lit("test")).otherwise(pl.lit("train")).alias("split")
-    sides = distinct.with_columns(keys).select("text", split)
-    return table.join(sides, on="text", how="left", maintain_order="left")
+    return table.join(_with_keys(distinct).select("text", split), on="text", how="left", maintain_order="left")
 
 
 def _check_classes(table: pl.DataFrame, origin: str) -> None:
     for split in ("train", "test"):
         if table.filter(pl.col("split") == split).is_empty():
-            raise DatasetError(f"{origin}: no rows are left in the {split} split.")
+            raise DatasetError(f"{origin}: no rows are left in the {split} split; give it rows of its own.")
     classes = table.filter(pl.col("split") == "train")["label"].unique()
     if len(classes) < 2:
         raise DatasetError(
@@ -327,9 +360,11 @@ def _check_classes(table: pl.DataFrame, origin: str) -> None:
 
 
 def _limited(table: pl.DataFrame, limit: int) -> pl.DataFrame:
-    keys = pl.Series("key", [text_key(text) for text in table["text"]], dtype=pl.Binary)
-    rank = pl.col("key").rank("ordinal").over("split")
-    return table.with_columns(keys).filter(rank <= limit).drop("key")
+    return _with_keys(table).filter(pl.col("key").rank("dense").over("split") <= limit).drop("key")
+
+
+def _with_keys(table: pl.DataFrame) -> pl.DataFrame:
+    return table.with_columns(pl.Series("key", [text_key(text) for text in table["text"]], dtype=pl.Binary))
 
 
 def _warnings(table: pl.DataFrame) -> tuple[str, ...]:

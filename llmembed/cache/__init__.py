@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -69,7 +70,7 @@ class Cache:
         self.folder = folder
         self.spec = spec
         self.dataset = folder.parent.name
-        self.backbone = folder.name.rpartition("-")[0]
+        self.backbone = _backbone(folder)
         self._store = LocalStore(folder)
 
     @classmethod
@@ -115,15 +116,17 @@ class Cache:
         Raises:
             CacheError: there is none.
         """
-        wanted = f"{dataset or '*'}/{backbone or '*'}-*"
-        folders = [path.parent for path in root.glob(f"{wanted}/spec.json")]
+        folders = [
+            path.parent
+            for path in root.glob("*/*/spec.json")
+            if dataset in (None, path.parent.parent.name) and backbone in (None, _backbone(path.parent))
+        ]
         if not folders:
             what = f"embeddings of {dataset}" if dataset else "embeddings"
             option = f" --backbone {backbone}" if backbone else ""
             made = f" by {backbone}" if backbone else ""
-            raise CacheError(
-                f"There are no {what}{made} in {root}. Run `llmembed extract {dataset or 'DATASET'}{option}` first."
-            )
+            command = f"`llmembed extract {dataset or 'DATASET'}{option}`"
+            raise CacheError(f"There are no {what}{made} in {root}. Run {command} first.")
         # Extraction records are named by time; a cache whose extraction never finished comes last.
         return cls.open(
             max(folders, key=lambda folder: max((path.name for path in folder.glob("extractions/*.json")), default=""))
@@ -140,6 +143,9 @@ class Cache:
         for name in self._store.names("commits"):
             try:
                 commits.append(Commit.model_validate_json(self._store.read(name)))
+            except FileNotFoundError:
+                # Another writer found the shard damaged and took it out.
+                continue
             except ValidationError as error:
                 raise CacheError(f"{self.folder / name} is damaged; delete it and run {self.mend()}.") from error
         return commits
@@ -189,7 +195,11 @@ class Cache:
 
         Yields:
             positions in the request, int64 [rows], and their embeddings [rows, layers, dim] in the dtype on disk.
+
+        Raises:
+            ValueError: a key of the request is not in the cache.
         """
+        _refuse_missing(located)
         for number in np.unique(located.shard):
             positions = np.flatnonzero(located.shard == number)
             rows, view = located.row[positions], self._views[number]
@@ -200,16 +210,26 @@ class Cache:
         return [view.layer(layer) for view in self._views]
 
     def write_shard(self, rows: Rows, engine: dict[str, str]) -> bool:
-        """Write one shard and commit it; give whether it counts, or another writer had committed the same keys."""
+        """Write one shard and commit it; give whether it counts, or another writer had committed the same keys.
+
+        Raises:
+            ValueError: shape or dtype of the embeddings are not those of the spec.
+        """
+        expected = (len(rows.keys), len(self.spec.layers), self.spec.dim)
+        if rows.embeddings.shape != expected or rows.embeddings.dtype != self.spec.dtype:
+            given = f"{rows.embeddings.dtype} {list(rows.embeddings.shape)}"
+            raise ValueError(f"embeddings are {given}, the spec wants {self.spec.dtype} {list(expected)}")
         content = encode_shard(rows, self.spec.layers, self.spec.fingerprint)
         shard_id = blake2b(b"".join(rows.keys), digest_size=12).hexdigest()
         path = f"shards/{shard_id}-{secrets.token_hex(4)}.parquet"
-        self._store.put(path, content)
+        with ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(lambda: sha256(content).hexdigest())
+            self._store.put(path, content)
         commit = Commit(
             path=path,
             rows=len(rows.keys),
             bytes=len(content),
-            sha256=sha256(content).hexdigest(),
+            sha256=digest.result(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             engine=engine,
         )
@@ -263,25 +283,37 @@ class Cache:
 
     @cached_property
     def _views(self) -> list[ShardView]:
-        for commit in self.commits:
-            if self._store.size(commit.path) != commit.bytes:
-                self.verify()
-        return [ShardView(self._store.path(commit.path), self.spec.dtype, self.spec.dim) for commit in self.commits]
+        with self._damage_explained():
+            return [
+                ShardView(self._store.path(each.path), each.bytes, self.spec.dtype, self.spec.dim)
+                for each in self.commits
+            ]
 
     @cached_property
     def _index(self) -> dict[bytes, tuple[int, int]]:
         index: dict[bytes, tuple[int, int]] = {}
-        for number, view in enumerate(self._views):
-            for row, key in enumerate(view.keys()):
-                # Two writers may have committed the same text in different shards; the first one counts.
-                index.setdefault(key, (number, row))
+        with self._damage_explained():
+            for number, view in enumerate(self._views):
+                for row, key in enumerate(view.keys()):
+                    # Two writers may have committed the same text in different shards; the first one counts.
+                    index.setdefault(key, (number, row))
         return index
+
+    @contextmanager
+    def _damage_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, LookupError):
+            # A damaged footer can fail in any of these ways; the checksums say which shard it is.
+            self.verify()
+            raise
 
     def _forget(self) -> None:
         for derived in ("commits", "_views", "_index"):
             self.__dict__.pop(derived, None)
 
     def _gather(self, located: Located, column: Any, dtype: Any) -> np.ndarray:
+        _refuse_missing(located)
         values = np.zeros(len(located.shard), dtype)
         for number in np.unique(located.shard):
             positions = np.flatnonzero(located.shard == number)
@@ -302,3 +334,12 @@ class Cache:
             return f"has {size:,} bytes, its commit says {commit.bytes:,}"
         digest = sha256(np.memmap(self._store.path(commit.path), np.uint8, "r").data).hexdigest()
         return "" if digest == commit.sha256 else "has another SHA-256 than its commit says"
+
+
+def _backbone(folder: Path) -> str:
+    return folder.name.rpartition("-")[0]
+
+
+def _refuse_missing(located: Located) -> None:
+    if len(located.missing):
+        raise ValueError(f"{len(located.missing)} of {len(located.row)} rows are not in the cache")

@@ -6,8 +6,10 @@ reader opens it; numpy can map it. Knows arrays, no commits.
 """
 
 import json
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ FORMAT = 1
 KEY_BYTES = 16
 # Enough for one page per column whatever the width: 2,048 rows of 65,536 float32 values are 512 MiB.
 PAGE_BYTES = 1 << 30
+# Page headers, schema and footer: some 150 bytes a column and 1 kB besides.
+OVERHEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ def encode_shard(rows: Rows, layers: Sequence[int], fingerprint: str) -> memoryv
         fields.append(pa.field(f"layer_{layer}", pa.binary(width)))
     described = {"format": FORMAT, "fingerprint": fingerprint, "dtype": dtype, "dim": dim, "layers": list(layers)}
     schema = pa.schema([field.with_nullable(False) for field in fields], {"llmembed": json.dumps(described)})
-    sink = pa.BufferOutputStream()
+    # A buffer of the final size: one that grows as it is written to costs more than the writing.
+    content = np.empty(rows.embeddings.nbytes + count * (KEY_BYTES + 5) + OVERHEAD_BYTES, np.uint8)
+    sink = pa.FixedSizeBufferWriter(pa.py_buffer(content))
     pq.write_table(
         pa.table(columns, schema=schema),
         sink,
@@ -66,19 +72,25 @@ def encode_shard(rows: Rows, layers: Sequence[int], fingerprint: str) -> memoryv
         compression="none",
         use_dictionary=False,
         write_statistics=False,
-        store_schema=False,
         write_page_checksum=True,
     )
-    return memoryview(sink.getvalue())
+    return content[: sink.tell()].data
 
 
 class ShardView:
-    """Views of a shard's columns in the memory-mapped file; nothing is read until a value is looked at."""
+    """Views of a shard's columns in the memory-mapped file; nothing but its footer is read until a value is looked at.
 
-    def __init__(self, path: Path, dtype: str, dim: int) -> None:
-        self._metadata = pq.read_metadata(path)
-        self._bytes = np.memmap(path, np.uint8, "r")
-        self._columns = {self._metadata.schema.column(i).name: i for i in range(self._metadata.num_columns)}
+    Raises:
+        OSError, ValueError: no such file, or not one of `size` bytes.
+    """
+
+    def __init__(self, path: Path, size: int, dtype: str, dim: int) -> None:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if len(mapped) != size:
+            raise ValueError(f"{path} has {len(mapped)} bytes, expected {size}")
+        self._metadata = pq.read_metadata(pa.BufferReader(pa.py_buffer(mapped)))
+        self._bytes = np.frombuffer(mapped, np.uint8)
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._dim = dim
 
@@ -102,6 +114,10 @@ class ShardView:
     def layer(self, layer: int) -> np.ndarray:
         """Give the embeddings of one layer, [rows, dim] in the dtype on disk, without a copy."""
         return self._values(f"layer_{layer}", self._dim * self._dtype.itemsize).view(self._dtype).reshape(-1, self._dim)
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {self._metadata.schema.column(i).name: i for i in range(self._metadata.num_columns)}
 
     def _values(self, column: str, width: int) -> np.ndarray:
         return self._tail(column, len(self) * width)

@@ -27,6 +27,7 @@ class LocalStore:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        _flush_folder(path.parent)
 
     def create(self, name: str, content: bytes) -> bool:
         """Create a whole file unless one of that name exists; give whether it was created. Exactly one caller wins."""
@@ -40,7 +41,7 @@ class LocalStore:
             return False
         finally:
             partial.unlink()
-        _flush_folder(path.parent)
+            _flush_folder(path.parent)
         return True
 
     def read(self, name: str) -> bytes:
@@ -58,8 +59,11 @@ class LocalStore:
         return path.stat().st_size if path.is_file() else None
 
     def age(self, name: str, now: float) -> float:
-        """Give the seconds since a file was written."""
-        return now - self.path(name).stat().st_mtime
+        """Give the seconds since a file was written, 0 if another writer has deleted it."""
+        try:
+            return now - self.path(name).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def delete(self, name: str) -> None:
         """Delete a file; one that is gone already is no error."""

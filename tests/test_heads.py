@@ -1,0 +1,172 @@
+"""The heads, on scikit-learn's own handwritten digits: 1,797 real rows, 64 features, 10 classes, no download."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.model_selection import cross_val_score, train_test_split
+
+from llmembed.errors import ClassifierError, UsageError
+from llmembed.heads import HEADS, hold_out, load_head, make_head
+
+# Few passes and rounds: these tests are about behaviour, the benchmarks about accuracy.
+QUICK = {"logistic": {"inverse_penalties": (0.01, 0.1)}, "gbdt": {"rounds": 20}, "mlp": {"epochs": 8}}
+each_head = pytest.mark.parametrize("name", list(HEADS))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    scale = X.std(axis=0)
+    X = ((X - X.mean(axis=0)) / np.where(scale > 0, scale, 1)).astype(np.float32)
+    return train_test_split(X, y, test_size=0.3, random_state=0, stratify=y)
+
+
+@pytest.fixture(scope="module", params=["narrow", "wide"])
+def widths(request, digits):
+    """The digits as they are, and with products of neighbouring features: wide enough to be projected."""
+    X, X_test, y, y_test = digits
+    if request.param == "narrow":
+        return X, X_test, y, y_test
+    wide = [np.hstack([part, *(part * np.roll(part, shift, axis=1) for shift in range(1, 5))]) for part in (X, X_test)]
+    return *wide, y, y_test
+
+
+@pytest.mark.parametrize(("name", "least"), [("logistic", 0.95), ("gbdt", 0.92), ("mlp", 0.95)])
+def test_every_head_reads_handwritten_digits(name, least, widths):
+    X, X_test, y, y_test = widths
+    head = make_head(name, **QUICK[name]).fit(X, y)
+    probabilities = head.predict_proba(X_test)
+    assert np.mean(head.predict(X_test) == y_test) > least
+    assert probabilities.shape == (len(X_test), 10) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+@each_head
+def test_a_saved_head_gives_the_same_probabilities_and_holds_no_pickle(name, widths, tmp_path):
+    X, X_test, y, _ = widths
+    head = make_head(name, seed=3, **QUICK[name]).fit(X, y)
+    head.save(tmp_path / "head")
+    loaded = load_head(tmp_path / "head")
+    np.testing.assert_array_equal(loaded.predict_proba(X_test), head.predict_proba(X_test))
+    assert (loaded.get_params(), loaded.notes_) == (head.get_params(), head.notes_)
+    assert {path.suffix for path in (tmp_path / "head").iterdir()} <= {".json", ".safetensors", ".txt"}
+
+
+@each_head
+def test_the_same_seed_gives_the_same_probabilities(name, widths):
+    X, X_test, y, _ = widths
+    first, second = (make_head(name, seed=1, **QUICK[name]).fit(X, y).predict_proba(X_test) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@each_head
+def test_string_labels_come_back_as_strings(name, digits, tmp_path):
+    X, X_test, y, y_test = digits
+    names = np.array([f"digit {value}" for value in range(10)])
+    make_head(name, **QUICK[name]).fit(X, names[y]).save(tmp_path)
+    predicted = load_head(tmp_path).predict(X_test)
+    assert np.mean(predicted == names[y_test]) > 0.9
+
+
+@each_head
+def test_a_class_with_one_row_and_a_constant_feature_do_no_harm(name, widths):
+    X, X_test, y, y_test = widths
+    keep = np.flatnonzero((y != 7) | (np.arange(len(y)) == np.flatnonzero(y == 7)[0]))
+    X, X_test = X.copy(), X_test.copy()
+    X[:, 0] = X_test[:, 0] = 0
+    head = make_head(name, **QUICK[name]).fit(X[keep], y[keep])
+    assert len(head.classes_) == 10
+    assert np.mean(head.predict(X_test)[y_test != 7] == y_test[y_test != 7]) > 0.9
+
+
+@each_head
+def test_huge_values_give_no_nan(name, widths):
+    X, X_test, y, _ = widths
+    X, X_test = X.copy(), X_test.copy()
+    X[::50] *= 1e30
+    X_test[::2] *= 1e30
+    assert np.isfinite(make_head(name, **QUICK[name]).fit(X, y).predict_proba(X_test)).all()
+
+
+@each_head
+def test_validation_may_lack_a_class_and_hold_one_that_is_unknown(name, digits):
+    X, X_test, y, y_test = digits
+    known, held = y != 9, y_test != 0
+    head = make_head(name, **QUICK[name]).fit(X[known], y[known], validation=(X_test[held], y_test[held]))
+    assert head.classes_.tolist() == list(range(9))
+    assert np.mean(head.predict(X)[known] == y[known]) > 0.9
+
+
+@each_head
+def test_a_handful_of_rows_is_enough_to_fit(name, digits):
+    X, X_test, y, _ = digits
+    rows = np.concatenate([np.flatnonzero(y == digit)[:2] for digit in range(10)])
+    assert np.isfinite(make_head(name, **QUICK[name]).fit(X[rows], y[rows]).predict_proba(X_test)).all()
+
+
+@each_head
+def test_more_classes_than_rows_in_a_batch_can_be_learnt(name):
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(40, 20))
+    y = np.repeat(np.arange(40), 6)
+    X = (centres[y] + 0.1 * generator.normal(size=(len(y), 20))).astype(np.float32)
+    params = {"batch_rows": 16} if name == "mlp" else {"rows_per_leaf": 3, "rounds": 20} if name == "gbdt" else {}
+    assert np.mean(make_head(name, **params).fit(X, y).predict(X) == y) > 0.8
+
+
+@each_head
+def test_two_classes_give_two_columns(name, digits):
+    X, X_test, y, y_test = digits
+    head = make_head(name, **QUICK[name]).fit(X, y > 4)
+    assert head.predict_proba(X_test).shape == (len(X_test), 2)
+    assert np.mean(head.predict(X_test) == (y_test > 4)) > 0.85
+
+
+@each_head
+def test_scikit_learn_can_clone_and_cross_validate_a_head(name, digits):
+    X, _, y, _ = digits
+    head = make_head(name, seed=5, **QUICK[name])
+    assert clone(head).get_params() == head.get_params()
+    assert cross_val_score(head, X, y, cv=2).min() > 0.85
+
+
+@each_head
+def test_refusals_say_what_was_found_and_expected(name, digits, tmp_path):
+    X, _, y, _ = digits
+    head = make_head(name, **QUICK[name])
+    with pytest.raises(ClassifierError, match="two or more"):
+        head.fit(X, np.zeros(len(X)))
+    with pytest.raises(ClassifierError, match="NaN"):
+        head.fit(np.where(X > 2, np.nan, X), y)
+    with pytest.raises(ClassifierError, match=r"expected \[rows, 64\]"):
+        head.fit(X, y).predict(X[:, :10])
+    head.save(tmp_path)
+    (tmp_path / "head.safetensors").write_bytes(b"torn")
+    with pytest.raises(ClassifierError, match="damaged"):
+        load_head(tmp_path)
+
+
+def test_unknown_heads_parameters_and_folders_are_refused():
+    with pytest.raises(UsageError, match="logistic, gbdt, mlp"):
+        make_head("forest")
+    with pytest.raises(UsageError, match="no parameter depth; it has batch_rows"):
+        make_head("mlp", depth=3)
+    with pytest.raises(ClassifierError, match="no head in"):
+        load_head(Path("nowhere"))
+
+
+def test_every_class_keeps_a_training_row():
+    codes = np.repeat(np.arange(4), [1, 2, 5, 100])
+    train, held = hold_out(codes, seed=0)
+    assert np.bincount(codes[train], minlength=4).tolist() == [1, 2, 4, 90]
+    assert sorted([*train, *held]) == list(range(len(codes)))
+
+
+def test_importing_the_heads_loads_no_learner():
+    code = "import sys, llmembed.heads; assert not {'torch', 'lightgbm', 'sklearn', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
