@@ -1,8 +1,8 @@
 """Extraction on the CPU: llmembed, sentence-transformers, the paper's padded loop, and the limit, in one run.
 
-The limit is the time that the matrix products of the linear layers alone would take at the machine's float32 rate, which
-is measured beside every round, once with torch's own threads and once with one thread per product, the faster one counting;
-attention, padding, norms and pooling are free in it. Prints medians over rounds and ratios.
+The limit is the time that the matrix products of the linear layers alone would take at the machine's float32 rate. That
+is measured beside every round, with torch's own threads and with one thread per product; the faster one counts. In it
+attention, padding, norms and pooling are free. Prints medians over rounds and ratios.
 
     LLMEMBED_DATA=… .venv/bin/python benchmarks/extract.py [--texts 1500] [--rounds 5] [--dataset agnews]
 """
@@ -102,9 +102,8 @@ def main() -> None:
         rates["sentence-transformers"].append(len(texts) / seconds(lambda: sentences.encode(texts, batch_size=32)))
         rates["paper's loop"].append(len(few) / seconds(lambda: paper_loop(model, tokenizer, few)))
     print(describe_machine())
-    print(
-        f"{len(texts):,} texts of {options.dataset}, {tokens.lengths.mean():.0f} tokens each; median of {options.rounds} rounds\n"
-    )
+    mean = tokens.lengths.mean()
+    print(f"{len(texts):,} texts of {options.dataset}, {mean:.0f} tokens each; median of {options.rounds} rounds\n")
     print("| method | texts/s | lowest - highest | llmembed is |\n|---|--:|--:|--:|")
     ours = rates["llmembed, 5 layers"]
     for name, values in rates.items():

@@ -16,4 +16,5 @@ def describe_machine() -> str:
         f"{package} {version(package)}" for package in ("torch", "transformers", "pyarrow", "lightgbm")
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] if names else platform.processor()} ({vectors}), {cores} cores; Python {platform.python_version()}, {versions}"
+    processor = names[0] if names else platform.processor()
+    return f"{processor} ({vectors}), {cores} cores; Python {platform.python_version()}, {versions}"

@@ -105,7 +105,9 @@ def train(
     check_destination(out)
     fit, validation, test = _parts(dataset, cache, seed)
     scaler = fit_scaler(block for _, block in cache.blocks(fit.located, used))
-    features, validation_features = (_features(cache, part.located, used, scaler, fusion) for part in (fit, validation))
+    features, validation_features = (
+        read_features(cache, part.located, used, scaler, fusion) for part in (fit, validation)
+    )
     read = time.perf_counter()
     estimator = make_head(head, seed=seed)
     estimator.fit(features, fit.labels, validation=(validation_features, validation.labels))
@@ -174,7 +176,8 @@ def _parts(dataset: Dataset, cache: Cache, seed: int) -> tuple[Part, Part, Part]
     return training.take(fit), training.take(held_out), test
 
 
-def _features(cache: Cache, located: Located, layers: Sequence[int], scaler: Scaler, fusion: Fusion) -> np.ndarray:
+def read_features(cache: Cache, located: Located, layers: Sequence[int], scaler: Scaler, fusion: Fusion) -> np.ndarray:
+    """Read located rows, scaled and fused -> float32 [rows, features], in the order of the request."""
     features = np.empty((len(located.row), fused_width(fusion, len(layers), cache.spec.dim)), np.float32)
     for positions, block in cache.blocks(located, layers):
         features[positions] = fuse(scaler.apply(block), fusion)

@@ -170,3 +170,11 @@ def test_every_class_keeps_a_training_row():
 def test_importing_the_heads_loads_no_learner():
     code = "import sys, llmembed.heads; assert not {'torch', 'lightgbm', 'sklearn', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_gbdt_sums_features_into_fewer_where_they_are_too_many(digits):
+    X, X_test, y, y_test = digits
+    wide = [np.hstack([part, part * np.roll(part, 1, axis=1)]) for part in (X, X_test)]
+    head = make_head("gbdt", rounds=20, project_above=50, sketch=100).fit(wide[0], y)
+    assert (head.predict(wide[1]) == y_test).mean() > 0.9
+    assert head.projection_.shape == (128, 10 + 64)

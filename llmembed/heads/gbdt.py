@@ -37,8 +37,7 @@ VALUES_PER_THREAD = 250_000
 # Added to the diagonal of the within-class covariance of features of unit variance. Fewer rows ask for more of it: the
 # out-of-fold loss chose 0.01 on 48,208 AG News rows and 1 on 7,108 MR rows, at 1,920 features.
 SHRINKAGES = (0.01, 0.1, 1.0)
-# The Gram matrices and their solves grow with the square and the cube of the width.
-SKETCH_WIDTH = 4096
+SKETCH_ROWS = 4096
 
 
 @dataclass
@@ -70,6 +69,8 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         patience: rounds without a better validation loss before it stops.
         project_above: number of features from which on they are projected.
         components: number of principal components that the trees see beside the discriminant's logits.
+        sketch: number of features above which they are first summed into so many, with random signs: the Gram matrices
+            and their solves grow with the square and the cube of the width.
         seed: fixes the folds, and the validation rows where none are given.
     """
 
@@ -84,6 +85,7 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         patience: int = 15,
         project_above: int = 256,
         components: int = 64,
+        sketch: int = 4096,
         seed: int = 0,
     ) -> None:
         self.learning_rate = learning_rate
@@ -94,6 +96,7 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         self.patience = patience
         self.project_above = project_above
         self.components = components
+        self.sketch = sketch
         self.seed = seed
 
     def fit(self, X: ArrayLike, y: ArrayLike, *, validation: Validation | None = None) -> Self:
@@ -129,8 +132,8 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         The logits that the trees see are out of fold: each row's come from a discriminant that was fitted without it.
         In-fold ones would look far better than those of unseen rows, and the trees would trust them.
         """
-        sketch = _sketch(self.n_features_in_, seed=self.seed)
-        narrow = features if sketch is None else _apply_sketch(features, *sketch)
+        sketch = _draw_sketch(self.n_features_in_, self.sketch, seed=self.seed)
+        narrow = features if sketch is None else sketch.apply(features)
         fold = np.random.default_rng(self.seed).permutation(len(narrow)) % FOLDS
         parts = [_moments(narrow[fold == k], codes[fold == k], len(self.classes_)) for k in range(FOLDS)]
         total = sum(parts[1:], start=parts[0])
@@ -141,7 +144,7 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         weight, bias = _discriminant(total, SHRINKAGES[best])
         axes = _principal_axes(total.gram, self.components)
         projection = np.hstack([factors[best] * weight, axes]).astype(np.float32)
-        self.projection_ = projection if sketch is None else _undo_sketch(projection, *sketch)
+        self.projection_ = projection if sketch is None else sketch.unfold(projection)
         self.offset_ = np.append(factors[best] * bias, np.zeros(axes.shape[1])).astype(np.float32)
         self.notes_ |= {"shrinkage": SHRINKAGES[best], "out_of_fold_loss": losses[best]}
         logits = (factors[best] * candidates[best]).astype(np.float32)
@@ -278,33 +281,40 @@ def _principal_axes(gram: NDArray[Any], components: int) -> NDArray[Any]:
     return axes
 
 
-def _sketch(width: int, *, seed: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Draw a count sketch (Clarkson & Woodruff 2013, section 2) down to SKETCH_WIDTH; None where not wider than that.
+@dataclass
+class Sketch:
+    """A count sketch (Clarkson & Woodruff 2013, section 2): feature i is added with `sign[i]` to sum `target[i]`."""
 
-    Gives the target of each feature [width] and its sign, float32 [width].
-    """
-    if width <= SKETCH_WIDTH:
+    target: NDArray[Any]
+    sign: NDArray[Any]
+    width: int
+
+    @property
+    def scale(self) -> np.float32:
+        """Give the factor that brings sums of features of unit variance back to it; the shrinkages are meant for it."""
+        return np.float32(np.sqrt(self.width / len(self.target)))
+
+    def apply(self, features: Features) -> Features:
+        """Give the sums, float32 [rows, width]."""
+        order = np.argsort(self.target, kind="stable")
+        first = np.searchsorted(self.target[order], np.arange(self.width))
+        narrow = np.empty((len(features), self.width), dtype=np.float32)
+        for start in range(0, len(features), SKETCH_ROWS):
+            signed = features[start : start + SKETCH_ROWS, order] * (self.sign[order] * self.scale)
+            np.add.reduceat(signed, first, axis=1, out=narrow[start : start + SKETCH_ROWS])
+        return narrow
+
+    def unfold(self, projection: Features) -> Features:
+        """Give the projection [features, outputs] that does the sketch and `projection` [width, outputs] in one."""
+        return np.asarray(projection[self.target] * (self.sign * self.scale)[:, None], dtype=np.float32)
+
+
+def _draw_sketch(features: int, width: int, *, seed: int) -> Sketch | None:
+    if features <= width:
         return None
     generator = np.random.default_rng(seed)
-    return generator.permutation(width) % SKETCH_WIDTH, generator.choice(
-        np.array([-1, 1], dtype=np.float32), size=width
-    )
-
-
-def _apply_sketch(features: Features, target: NDArray[Any], sign: NDArray[Any]) -> Features:
-    narrow = np.zeros((len(features), SKETCH_WIDTH), dtype=np.float32)
-    order = np.argsort(target, kind="stable")
-    first = np.flatnonzero(np.diff(target[order], prepend=-1))
-    for row, values in enumerate(features):
-        narrow[row] = np.add.reduceat((values * sign)[order], first)
-    # A sum of m features of unit variance has the variance m; the shrinkages are meant for variance 1.
-    return narrow * np.float32(np.sqrt(SKETCH_WIDTH / len(target)))
-
-
-def _undo_sketch(projection: Features, target: NDArray[Any], sign: NDArray[Any]) -> Features:
-    """Give the projection [features, outputs] that does sketch and `projection` [SKETCH_WIDTH, outputs] in one."""
-    scale = np.float32(np.sqrt(SKETCH_WIDTH / len(target)))
-    return np.asarray(projection[target] * sign[:, None] * scale, dtype=np.float32)
+    signs = generator.choice(np.array([-1, 1], dtype=np.float32), size=features)
+    return Sketch(generator.permutation(features) % width, signs, width)
 
 
 def _as_scores(start: Features | None) -> NDArray[Any] | None:
