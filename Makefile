@@ -45,6 +45,7 @@ bench: $(BENCHMARKS_INSTALLED)  ## run the benchmarks (needs LLMEMBED_DATA with 
 	$(VENV)/bin/python benchmarks/extract.py
 	$(VENV)/bin/python benchmarks/cache.py
 	$(VENV)/bin/python benchmarks/heads.py
+	$(VENV)/bin/python benchmarks/startup.py
 
 $(BENCHMARKS_INSTALLED): $(INSTALLED)
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,bench]'

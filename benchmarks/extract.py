@@ -8,13 +8,10 @@ attention, padding, norms and pooling are free. Prints medians over rounds and r
 """
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch

@@ -8,14 +8,11 @@ Needs `llmembed extract agnews`.
 """
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 from lightgbm import LGBMClassifier

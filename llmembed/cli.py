@@ -4,7 +4,6 @@ Results go to stdout (`--json`: one object), everything else to stderr.
 """
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -45,9 +44,6 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if
 
 def main() -> None:
     """Run the command line; an error that the user can act on becomes one line and an exit code."""
-    # OpenMP threads that spin while they wait cost more than they gain on a busy machine: with four other processes on
-    # four cores, fitting an MLP took over 60 s spinning and 19 s passive.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except LLMEmbedError as error:
@@ -211,11 +207,11 @@ def predict(
 def _texts(source: str | None, text: str | None, text_column: str) -> tuple[Any, list[str]]:
     import polars as pl
 
-    from llmembed.predict import read_texts
+    from llmembed.predict import read_lines, read_texts
 
     if source is not None and source != "-":
         return read_texts(Path(source), text_column)
-    texts = [text] if text is not None else sys.stdin.read().splitlines()
+    texts = [text] if text is not None else read_lines(sys.stdin.buffer.read())
     return pl.DataFrame({"text": texts}, schema={"text": pl.String}), texts
 
 

@@ -154,7 +154,8 @@ def read_table(path: Path) -> pl.DataFrame:
 
 def _read_jsonl(path: Path) -> pl.DataFrame:
     rows = []
-    for number, line in enumerate(_utf8(path).decode("utf-8-sig").splitlines(), start=1):
+    # splitlines would also break at U+2028 and its like, which JSON allows inside a string.
+    for number, line in enumerate(_utf8(path).decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -13,7 +13,7 @@ import polars as pl
 from llmembed.cache import Cache, Located
 from llmembed.classifier import Classifier
 from llmembed.dataset import Dataset, column_texts, read_table, refuse_empty, text_key
-from llmembed.errors import UsageError
+from llmembed.errors import DatasetError, UsageError
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
@@ -62,6 +62,21 @@ def read_texts(path: Path, text_column: str = "text") -> tuple[pl.DataFrame, lis
     texts = column_texts(table, text_column, str(path))
     refuse_empty(texts, str(path), "leave them out")
     return table, texts.to_list()
+
+
+def read_lines(content: bytes) -> list[str]:
+    """Split UTF-8 text at LF or CR LF and nowhere else -> texts [rows].
+
+    Raises:
+        DatasetError: not UTF-8.
+    """
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DatasetError(f"input is not UTF-8: byte {content[error.start]:#04x} in line {line:,}.") from error
+    # The last line may end in a line end or not.
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def predictions(probabilities: np.ndarray, labels: Sequence[str]) -> Iterable[dict[str, Any]]:

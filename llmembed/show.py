@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +17,7 @@ from llmembed.train import Training
 
 # Without a terminal a progress line is printed this often, in seconds.
 LINE_EVERY = 10.0
-# Above this many classes a table shows the worst ones, and confusions as pairs.
+# With more classes than this a table shows the worst ones, and the confusion matrix becomes its largest entries.
 MANY_CLASSES = 12
 
 stdout = Console(highlight=False)
@@ -123,14 +124,27 @@ def _show_classes(training: Training) -> None:
 def _show_confusion(training: Training) -> None:
     report = training.report
     labels = [each.label for each in report.per_class]
+    if len(labels) > MANY_CLASSES:
+        _show_frequent_errors(report.confusion, labels)
+        return
+    table = Table(title="true class (rows) and given class (columns)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for label in labels:
+        table.add_column(label, justify="right")
+    for label, row in zip(labels, report.confusion, strict=True):
+        table.add_row(label, *(f"{count:,}" if count else "·" for count in row))
+    print()
+    stdout.print(table)
+
+
+def _show_frequent_errors(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> None:
     pairs = [
         (count, labels[true], labels[given])
-        for true, row in enumerate(report.confusion)
+        for true, row in enumerate(confusion)
         for given, count in enumerate(row)
         if true != given and count
     ]
-    if pairs:
-        print("\nmost frequent errors")
+    print("\nthe most frequent errors (all: metrics.json)")
     for count, true, given in sorted(pairs, reverse=True)[:5]:
         print(f"  {count:>5,}  {true} taken for {given}")
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-# As the command line does; before anything imports torch.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch

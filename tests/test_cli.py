@@ -6,6 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from llmembed.errors import DatasetError
+from llmembed.predict import read_lines
+
 PROGRAM = "from llmembed.cli import main; main()"
 
 
@@ -94,6 +97,13 @@ def test_errors_are_one_line_with_an_exit_code_of_their_own(words, code, message
     assert done.stdout == ""
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_only_line_ends_end_a_line():
+    assert read_lines("a\u2028b\r\nc\x0bd\n".encode()) == ["a\u2028b", "c\x0bd"]
+    assert read_lines(b"a\n\nb") == ["a", "", "b"]
+    with pytest.raises(DatasetError, match="0xff in line 2"):
+        read_lines(b"a\n\xff")
 
 
 def test_an_empty_text_is_refused_and_not_shifted(trained):
