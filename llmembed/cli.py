@@ -56,6 +56,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
     """Run a frozen language model once over a data set, then fit classifiers from disk in seconds."""
     if show:
         print(__version__)
+        raise typer.Exit
 
 
 @app.command()
@@ -144,6 +145,11 @@ def train(
         "limit": limit,
     }
     if dataset is None:
+        given = {"--text-column": text_column != "text", "--label-column": label_column != "label"}
+        given |= {"--on-empty": on_empty != "error", "--limit": limit is not None}
+        if any(given.values()):
+            options = ", ".join(option for option, is_given in given.items() if is_given)
+            raise UsageError(f"{options} without a data set: name the data set that it is for.")
         latest = Cache.latest(cache, backbone=backbone)
         reading = latest.last_extraction().get("reading", {"argument": latest.dataset})
         _warn(f"no data set named: taking the one last extracted, {reading['argument']} ({latest.folder})")
@@ -164,6 +170,9 @@ def predict(
     text: Annotated[str | None, typer.Option(help="One text.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a table: .csv, .jsonl or .parquet.")] = None,
     text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    on_empty: OnEmpty = "error",
+    limit: Limit = None,
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which rows of a data set.")] = "test",
     cache: CacheFolder = Path("cache"),
     backbone: Backbone = None,
@@ -183,7 +192,14 @@ def predict(
         stage.check_format(out)
     loaded = Classifier.load(classifier)
     if source is not None and source != "-" and not Path(source).is_file():
-        dataset = load_dataset(source)
+        if backbone or device:
+            option = "--backbone" if backbone else "--device"
+            raise UsageError(
+                f"{option} and the data set {source}: its embeddings are read from the cache, without a model."
+            )
+        dataset = load_dataset(
+            source, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit
+        )
         table = pl.DataFrame({"text": dataset.texts(split), "label": dataset.labels(split)})
         probabilities = stage.predict_dataset(loaded, dataset, root=cache, split=split)
     else:
@@ -211,6 +227,12 @@ def _texts(source: str | None, text: str | None, text_column: str) -> tuple[Any,
 
     if source is not None and source != "-":
         return read_texts(Path(source), text_column)
+    if text is not None and not text.isprintable():
+        # Bytes that are not UTF-8 reach Python as lone surrogates.
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError("--text is not UTF-8.") from error
     texts = [text] if text is not None else read_lines(sys.stdin.buffer.read())
     return pl.DataFrame({"text": texts}, schema={"text": pl.String}), texts
 

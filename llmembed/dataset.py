@@ -99,7 +99,7 @@ def load_dataset(
     """
     path, job, reading = Path(argument), Job(), Reading(text_column, label_column, on_empty)
     # Only a bare name can be a job: ./agnews is the folder here.
-    bare = path.name == argument and not path.suffix
+    bare = path.name == argument and path.suffix not in SUFFIXES
     if bare and (find_job(argument) or (_local_copy(argument) and not path.exists())):
         name, (table, job, origin) = argument, _read_named(argument, reading)
     elif path.is_dir():

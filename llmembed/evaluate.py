@@ -28,7 +28,7 @@ class Report:
     Attributes:
         rows: rows judged.
         accuracy: share of rows whose most probable class is the true one.
-        macro_f1: mean F1 of the classes, each counted alike.
+        macro_f1: mean F1 of the classes that have test rows or were given to some, each counted alike.
         calibration_error: expected calibration error: the mean gap between confidence and accuracy over 15 bins of
             confidence, weighted by rows (Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3).
         log_loss: mean negative log probability of the true class, in nats; rows of an unknown class count 1e-12.
@@ -63,7 +63,7 @@ def evaluate(truth: Sequence[str], probabilities: np.ndarray, classes: Sequence[
     return Report(
         rows=len(true),
         accuracy=_rounded(right.mean()),
-        macro_f1=_rounded(scores[2].mean()),
+        macro_f1=_rounded(scores[2][(confusion.sum(axis=0) + confusion.sum(axis=1)) > 0].mean()),
         calibration_error=_rounded(_calibration_error(probabilities.max(axis=1), right)),
         log_loss=_rounded(_log_loss(true, probabilities, classes)),
         per_class=per_class,

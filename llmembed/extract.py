@@ -5,7 +5,7 @@ done. Tokenising the next block and writing the last one run beside the model. K
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,24 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.backbones import Backbone, BackboneSpec, StoredDtype, Tokens, describe_backbone, load_backbone
-from llmembed.backbones.precision import BadValueError, stored
+from llmembed.backbones import Backbone, BackboneSpec, OnBatch, StoredDtype, Tokens, describe_backbone, load_backbone
+from llmembed.backbones.precision import stored
 from llmembed.backbones.weights import ModelFiles
 from llmembed.cache import Cache
 from llmembed.cache.shard import Rows
 from llmembed.dataset import Dataset, text_key
-from llmembed.errors import BackboneError
 from llmembed.job import Pooling
 
-# One shard: what a kill can cost (8 s with MiniLM on a laptop) against the number of files (500 for a million texts).
-SHARD_ROWS = 2048
+# One shard: what a kill can cost (16 s with MiniLM on a laptop) against the number of files (250 for a million texts).
+SHARD_ROWS = 4096
 # The timed sample of a dry run.
 SAMPLE_ROWS = 256
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where an extraction stands: texts done of all that are missing, and what they cost so far."""
+    """Where an extraction stands: texts embedded of all that are missing, and what they cost so far."""
 
     done: int
     total: int
@@ -130,7 +129,7 @@ def plan_extraction(
         pooling=pooling or job.pooling,
         max_length=max_length,
         at_most=job.max_length,
-        template=template or "{text}",
+        template="{text}" if template is None else template,
         dtype=dtype or "float16",
     )
     options = {
@@ -141,35 +140,23 @@ def plan_extraction(
         "template": template,
         "dtype": dtype,
     }
-    words = [word for option, value in options.items() if value for word in (f"--{option}", str(value))]
+    words = [word for option, value in options.items() if value is not None for word in (f"--{option}", str(value))]
     return Plan(dataset, spec, files, Cache.at(root, dataset.name, files.name, spec), words)
 
 
 def extract(
     plan: Plan, *, device: str | None = None, on_progress: Callable[[Progress], None] = lambda _: None
 ) -> Extraction:
-    """Embed what is missing and commit it, a shard of 2,048 texts at a time; killed, it loses at most one shard.
+    """Embed what is missing and commit it, a shard of 4,096 texts at a time.
+
+    Killed, it loses the shard in work and the one being written.
 
     Raises:
         BackboneError: the model cannot be loaded, or gave a value that must not be stored; its shard does not count.
     """
     start = time.perf_counter()
     repaired = plan.cache.prepare()
-    missing = plan.missing()
-    done, embedding_seconds = Progress(0, len(missing), 0, 0, 0.0), 0.0
-    if missing:
-        backbone = load_backbone(plan.spec, plan.files, device=device)
-        embedding_start = time.perf_counter()
-        for rows in _embed_shards(backbone, missing, plan.cache):
-            embedding_seconds = time.perf_counter() - embedding_start
-            done = Progress(
-                done.done + len(rows.keys),
-                done.total,
-                done.tokens + int(rows.tokens.sum()),
-                done.bytes + rows.embeddings.nbytes,
-                embedding_seconds,
-            )
-            on_progress(done)
+    done = _embed_missing(plan, device, on_progress)
     located = plan.cache.locate([text_key(text) for text in plan.dataset.texts()])
     report = Extraction(
         rows=len(plan.dataset.table),
@@ -178,7 +165,7 @@ def extract(
         truncated=int(plan.cache.truncated(located).sum()),
         tokens=done.tokens,
         seconds=round(time.perf_counter() - start, 3),
-        texts_per_second=round(done.done / embedding_seconds, 1) if missing else 0.0,
+        texts_per_second=round(done.done / done.seconds, 1) if done.done else 0.0,
         bytes=plan.cache.size,
         repaired=repaired,
         cache=str(plan.cache.folder),
@@ -203,49 +190,61 @@ def estimate(plan: Plan, *, device: str | None = None) -> Estimate:
         start = time.perf_counter()
         backbone.embed(sample)
         seconds = (time.perf_counter() - start) * tokens / int(sample.lengths.sum())
-    width = len(plan.spec.layers) * plan.spec.dim * np.dtype(plan.spec.dtype).itemsize
     return Estimate(
         rows=len(plan.dataset.table),
         missing=len(missing),
         tokens=tokens,
         truncated=truncated,
-        bytes=len(missing) * width,
+        bytes=len(missing) * _row_bytes(plan.spec),
         expected_seconds=round(seconds, 1),
         cache=str(plan.cache.folder),
     )
 
 
-def _embed_shards(backbone: Backbone, missing: dict[bytes, str], cache: Cache) -> Iterator[Rows]:
+def _embed_missing(plan: Plan, device: str | None, on_progress: Callable[[Progress], None]) -> Progress:
+    missing = plan.missing()
+    done = Progress(0, len(missing), 0, 0, 0.0)
+    if not missing:
+        return done
+    backbone = load_backbone(plan.spec, plan.files, device=device)
+    # A folder that cannot be written to shows here, not after the first shard.
+    plan.cache.claim()
+    start = time.perf_counter()
+
+    def on_batch(texts: int, tokens: int) -> None:
+        nonlocal done
+        bytes_done = done.bytes + texts * _row_bytes(plan.spec)
+        seconds = time.perf_counter() - start
+        done = Progress(done.done + texts, done.total, done.tokens + tokens, bytes_done, seconds)
+        on_progress(done)
+
+    _embed_shards(backbone, missing, plan.cache, on_batch)
+    return done
+
+
+def _row_bytes(spec: BackboneSpec) -> int:
+    return len(spec.layers) * spec.dim * np.dtype(spec.dtype).itemsize
+
+
+def _embed_shards(backbone: Backbone, missing: dict[bytes, str], cache: Cache, on_batch: OnBatch) -> None:
     keys = list(missing)
     blocks = [keys[start : start + SHARD_ROWS] for start in range(0, len(keys), SHARD_ROWS)]
     with ThreadPoolExecutor(1) as tokenizing, ThreadPoolExecutor(1) as writing:
         tokenized = tokenizing.submit(_tokenize, backbone, blocks[0], missing)
-        written: Future[Rows] | None = None
+        written: Future[bool] | None = None
         for number, block in enumerate(blocks):
             tokens = tokenized.result()
             if number + 1 < len(blocks):
                 tokenized = tokenizing.submit(_tokenize, backbone, blocks[number + 1], missing)
-            rows = _embed(backbone, block, tokens, missing)
+            texts = [missing[key] for key in block]
+            embeddings = stored(backbone.embed(tokens, on_batch), backbone.spec, texts)
             if written is not None:
-                yield written.result()
-            written = writing.submit(_write, cache, rows, backbone.engine)
+                written.result()
+            rows = Rows(block, tokens.lengths, tokens.truncated, embeddings)
+            written = writing.submit(cache.write_shard, rows, backbone.engine)
         if written is not None:
-            yield written.result()
+            written.result()
 
 
 def _tokenize(backbone: Backbone, block: Sequence[bytes], missing: dict[bytes, str]) -> Tokens:
     return backbone.tokenize([missing[key] for key in block])
-
-
-def _embed(backbone: Backbone, block: Sequence[bytes], tokens: Tokens, missing: dict[bytes, str]) -> Rows:
-    try:
-        embeddings = stored(backbone.embed(tokens), backbone.spec)
-    except BadValueError as error:
-        text = missing[block[error.row]]
-        raise BackboneError(f"{error}. The text is {text[:80]!r}; nothing of its shard was written.") from error
-    return Rows(block, tokens.lengths, tokens.truncated, embeddings)
-
-
-def _write(cache: Cache, rows: Rows, engine: dict[str, str]) -> Rows:
-    cache.write_shard(rows, engine)
-    return rows

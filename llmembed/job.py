@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmembed.errors import DatasetError
 
@@ -48,7 +48,7 @@ class Job(BaseModel):
     backbone: str = "minilm"
     layers: tuple[int, ...] = LAST_FIVE
     pooling: Pooling = "mean"
-    max_length: int = 256
+    max_length: int = Field(default=256, ge=1)
 
 
 def load_job(path: Path) -> Job:

@@ -35,6 +35,8 @@ def predict_texts(
         ClassifierError: `backbone` is not the model that the classifier was trained on.
         DatasetError: a text is empty.
     """
+    if not texts:
+        raise DatasetError("There are no texts in the input.")
     refuse_empty(pl.Series(texts, dtype=pl.String), "input", "leave them out")
     loaded = classifier.load_backbone(backbone, device=device)
     return np.concatenate(list(classifier.predict_texts(texts, loaded)))
@@ -47,6 +49,8 @@ def predict_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, spl
         CacheError: there is no cache of the classifier's backbone, or it lacks rows or is damaged.
     """
     record = classifier.record
+    if not dataset.texts(split):
+        raise DatasetError(f"{dataset.origin} has no {split} split; name another one with --split.")
     cache = Cache.at(root, dataset.name, record.training["backbone"], record.spec)
     located = cache.locate_all([text_key(text) for text in dataset.texts(split)], dataset.words)
     return classify_rows(classifier, cache, located)
@@ -91,17 +95,17 @@ def write_predictions(table: pl.DataFrame, probabilities: np.ndarray, labels: Se
     """Write a table with the columns predicted, probability and p_<label> added, as CSV, JSONL or Parquet by suffix.
 
     Raises:
-        UsageError: another suffix.
+        UsageError: another suffix, or the table has columns of these names already.
     """
     check_format(path)
     predicted = pl.DataFrame(
         {"predicted": np.asarray(labels)[probabilities.argmax(axis=1)], "probability": probabilities.max(axis=1)}
     )
     by_label = pl.DataFrame({f"p_{label}": probabilities[:, column] for column, label in enumerate(labels)})
-    whole = pl.concat(
-        [table.drop(set(table.columns) & {*predicted.columns, *by_label.columns}), predicted, by_label],
-        how="horizontal",
-    )
+    taken = [name for name in (*predicted.columns, *by_label.columns) if name in table.columns]
+    if taken:
+        raise UsageError(f"The input has a column {taken[0]!r} already, which would be overwritten; rename it.")
+    whole = pl.concat([table, predicted, by_label], how="horizontal")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         whole.write_csv(path)

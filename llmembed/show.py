@@ -4,23 +4,25 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from llmembed.dataset import Dataset
-from llmembed.extract import Estimate, Extraction
-from llmembed.extract import Progress as Done
-from llmembed.train import Training
+if TYPE_CHECKING:
+    from llmembed.dataset import Dataset
+    from llmembed.extract import Estimate, Extraction
+    from llmembed.extract import Progress as Done
+    from llmembed.train import Training
 
 # Without a terminal a progress line is printed this often, in seconds.
 LINE_EVERY = 10.0
 # With more classes than this a table shows the worst ones, and the confusion matrix becomes its largest entries.
 MANY_CLASSES = 12
 
-stdout = Console(highlight=False)
+# A label may look like markup: [spam] must not vanish.
+stdout = Console(highlight=False, markup=False, emoji=False)
 
 
 class ProgressLine:
@@ -44,7 +46,7 @@ class ProgressLine:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: Done) -> None:
+    def update(self, done: "Done") -> None:
         """Show where the extraction stands."""
         rates = (
             f"{done.done / done.seconds:,.0f} texts/s, {done.tokens / done.seconds:,.0f} tokens/s, {_bytes(done.bytes)}"
@@ -58,7 +60,7 @@ class ProgressLine:
             print(f"{line}, {_duration(left)} left", file=sys.stderr, flush=True)
 
 
-def show_extraction(report: Extraction, dataset: Dataset) -> None:
+def show_extraction(report: "Extraction", dataset: "Dataset") -> None:
     """Print what an extraction did."""
     skipped = f", {dataset.skipped:,} empty rows skipped" if dataset.skipped else ""
     print(
@@ -72,7 +74,7 @@ def show_extraction(report: Extraction, dataset: Dataset) -> None:
     print(f"{_bytes(report.bytes)} in {report.cache}")
 
 
-def show_estimate(estimate: Estimate) -> None:
+def show_estimate(estimate: "Estimate") -> None:
     """Print what an extraction would do."""
     share = estimate.truncated / max(estimate.missing, 1)
     print(
@@ -82,7 +84,7 @@ def show_estimate(estimate: Estimate) -> None:
     print(f"{_bytes(estimate.bytes)} more in {estimate.cache}, in about {_duration(estimate.expected_seconds)}")
 
 
-def show_training(training: Training) -> None:
+def show_training(training: "Training") -> None:
     """Print the report of a training."""
     report, settings = training.report, training.settings
     layers = ",".join(map(str, settings["layers"]))
@@ -106,7 +108,7 @@ def show_training(training: Training) -> None:
     print(f'try it:     llmembed predict {training.out} --text "…"')
 
 
-def _show_classes(training: Training) -> None:
+def _show_classes(training: "Training") -> None:
     classes = training.report.per_class
     title = None
     if len(classes) > MANY_CLASSES:
@@ -121,7 +123,7 @@ def _show_classes(training: Training) -> None:
     stdout.print(table)
 
 
-def _show_confusion(training: Training) -> None:
+def _show_confusion(training: "Training") -> None:
     report = training.report
     labels = [each.label for each in report.per_class]
     if len(labels) > MANY_CLASSES:

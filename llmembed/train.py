@@ -5,6 +5,7 @@ part, for early stopping, is the data set's own or 10 % of its training rows; th
 """
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llmembed.backbones import resolve_layers
 from llmembed.cache import Cache, Located
 from llmembed.classifier import Classifier, ClassifierRecord, check_destination
 from llmembed.dataset import Dataset, text_key
@@ -98,8 +100,8 @@ def train(
         ClassifierError: `out` holds something else.
     """
     start = time.perf_counter()
-    cache = Cache.latest(root, dataset.name, backbone)
-    used = fused_layers(fusion, _stored_layers(cache, layers))
+    cache = Cache.latest(root, dataset.name, backbone, dataset.words)
+    used = fused_layers(fusion, _stored_layers(cache, layers, dataset.words))
     settings = _settings(dataset, cache, fusion, head, used, seed)
     out = out or Path("models") / _name(settings)
     check_destination(out)
@@ -131,18 +133,16 @@ def train(
     return training
 
 
-def _stored_layers(cache: Cache, layers: Sequence[int] | None) -> tuple[int, ...]:
-    if layers is None:
-        return cache.spec.layers
-    # Of a model's depth the cache knows only the layers it holds: -1 is the highest of them.
+def _stored_layers(cache: Cache, layers: Sequence[int] | None, words: Sequence[str]) -> tuple[int, ...]:
     held = cache.spec.layers
-    wanted = {held[layer] if layer < 0 and -layer <= len(held) else layer for layer in layers}
-    if not wanted or not wanted <= set(held):
+    wanted = held if layers is None else resolve_layers(layers, cache.spec.depth, cache.spec.model)
+    if not set(wanted) <= set(held):
+        option = f"--layers {','.join(map(str, wanted))}"
         raise UsageError(
-            f"--layers {','.join(map(str, layers))}: {cache.folder} holds the layers {','.join(map(str, held))}. "
-            f"Choose among them or run `llmembed extract {cache.dataset} --layers …` first."
+            f"{option}: {cache.folder} holds the layers {','.join(map(str, held))}. Choose among them or run "
+            f"`{shlex.join(['llmembed', 'extract', *words])} --backbone {cache.backbone} {option}` first."
         )
-    return tuple(sorted(wanted))
+    return wanted
 
 
 def _settings(

@@ -124,11 +124,13 @@ def test_a_value_that_cannot_be_stored_names_layer_and_remedy(tiny_llama):
     spec, _ = describe_backbone(str(tiny_llama), layers=(2, 4), pooling="mean", max_length=None)
     embeddings = np.zeros((3, 2, spec.dim), np.float32)
     embeddings[1, 1, 5] = 70_000
-    with pytest.raises(BackboneError, match=r"70000 in layer 4, which float16 cannot hold; .*--dtype float32"):
-        stored(embeddings, spec)
+    with pytest.raises(
+        BackboneError, match=r"70000 in layer 4, which float16 cannot hold, for the text 'b'; .*--dtype float32"
+    ):
+        stored(embeddings, spec, ["a", "b", "c"])
     embeddings[1, 1, 5] = np.nan
     with pytest.raises(BackboneError, match="nan in layer 4"):
-        stored(embeddings, spec)
+        stored(embeddings, spec, ["a", "b", "c"])
 
 
 def test_a_weight_that_the_files_lack_is_refused(tiny_llama, tmp_path):

@@ -26,7 +26,9 @@ from llmembed.dataset import text_key
 from llmembed.errors import CacheError
 
 README = Path(__file__).parent.parent / "cache" / "README.md"
-TOY = BackboneSpec(model="org/toy", weights="w", tokenizer="t", layers=(1, 3, 4), dim=6, pooling="mean", max_length=16)
+TOY = BackboneSpec(
+    model="org/toy", weights="w", tokenizer="t", depth=5, layers=(1, 3, 4), dim=6, pooling="mean", max_length=16
+)
 ENGINE = {"engine": "toy"}
 
 
@@ -46,6 +48,7 @@ def made_up(texts, spec=TOY, seed=0):
 def new_cache(root, dataset="films", backbone="toy", spec=TOY):
     cache = Cache.at(root, dataset, backbone, spec)
     cache.prepare()
+    cache.claim()
     return cache
 
 
@@ -324,7 +327,7 @@ def test_a_truncated_shard_is_refused_when_it_is_opened(left, filled):
     cache, rows = filled
     path = shard_files(cache)[1]
     path.write_bytes(path.read_bytes()[:left])
-    remedy = r"1 of 3 shards in .* are damaged .* its commit says .*Run `llmembed extract films --backbone toy`"
+    remedy = r"1 of 3 shards .* damaged .* its commit says .*`llmembed extract films --backbone org/toy .*--cache .*`"
     with pytest.raises(CacheError, match=remedy):
         Cache.open(cache.folder).locate(rows.keys)
     with pytest.raises(CacheError, match=remedy):
@@ -336,7 +339,7 @@ def test_the_remedy_repeats_the_words_of_the_last_extraction(filled):
     cache.record_extraction({"dataset": ["my films.csv", "--limit", "9"], "options": ["--pooling", "max"]})
     shard_files(cache)[0].unlink()
     with pytest.raises(
-        CacheError, match=r"is missing\)\. Run `llmembed extract 'my films\.csv' --limit 9 --pooling max`"
+        CacheError, match=r"is missing\)\. Run `llmembed extract 'my films\.csv' --limit 9 --pooling max --cache .*`"
     ):
         Cache.open(cache.folder).locate(rows.keys)
 
@@ -417,7 +420,8 @@ def test_another_format_is_refused_naming_both(filled):
     (cache.folder / "spec.json").write_text(json.dumps(record | {"format": 2}))
     for door in (lambda: Cache.open(cache.folder), lambda: Cache.at(cache.folder.parent.parent, "films", "toy", TOY)):
         with pytest.raises(
-            CacheError, match=rf"has format 2; this llmembed reads format {FORMAT}\..*`llmembed extract films`"
+            CacheError,
+            match=rf"has format 2; this llmembed reads format {FORMAT}\..*`llmembed extract films --cache .*`",
         ):
             door()
 
@@ -428,7 +432,7 @@ def test_another_format_is_refused_naming_both(filled):
 def test_a_damaged_spec_is_refused_naming_the_file(content, filled):
     cache, _ = filled
     (cache.folder / "spec.json").write_bytes(content)
-    with pytest.raises(CacheError, match=r"spec\.json cannot be read .*run `llmembed extract films`"):
+    with pytest.raises(CacheError, match=r"spec\.json cannot be read .*run `llmembed extract films --cache .*`"):
         Cache.open(cache.folder)
 
 
@@ -489,11 +493,11 @@ def test_latest_is_what_was_extracted_last(tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ((), "There are no embeddings in .*Run `llmembed extract DATASET` first"),
-        (("news",), "There are no embeddings of news in .*Run `llmembed extract news` first"),
+        ((), "There are no embeddings in .*Run `llmembed extract DATASET --cache .*` first"),
+        (("news",), "There are no embeddings of news in .*Run `llmembed extract news --cache .*` first"),
         (
             ("films", "bert"),
-            "There are no embeddings of films by bert in .*Run `llmembed extract films --backbone bert` first",
+            "There are no embeddings of films by bert in .*`llmembed extract films --backbone bert --cache .*` first",
         ),
     ],
 )
@@ -543,6 +547,7 @@ CHANGES = {
     "model": "org/other",
     "weights": "v",
     "tokenizer": "s",
+    "depth": 6,
     "layers": (1, 3),
     "dim": 7,
     "pooling": "max",
@@ -562,7 +567,7 @@ def test_equal_specs_have_equal_fingerprints_by_the_formula_of_the_readme():
     again = BackboneSpec.model_validate_json(json.dumps(dict(reversed(TOY.model_dump(mode="json").items()))))
     assert again == TOY and again.fingerprint == TOY.fingerprint
     canonical = (
-        '{"dim":6,"dtype":"float16","layers":[1,3,4],"max_length":16,"model":"org/toy","pooling":"mean",'
+        '{"depth":5,"dim":6,"dtype":"float16","layers":[1,3,4],"max_length":16,"model":"org/toy","pooling":"mean",'
         '"template":"{text}","tokenizer":"t","weights":"w"}'
     )
     assert TOY.fingerprint == sha256(canonical.encode()).hexdigest()[:8]

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,12 @@ def test_a_data_set_is_predicted_from_the_cache(trained, pydocs_cache, tmp_path)
     [
         (["train", "nowhere"], 3, "No data set 'nowhere'"),
         (["extract", "pydocs", "--backbone", "nothing"], 4, "No backbone 'nothing'"),
-        (["train", "pydocs", "--cache", "nowhere"], 5, "Run `llmembed extract pydocs` first"),
+        (["train", "pydocs", "--cache", "nowhere"], 5, "Run `llmembed extract pydocs --cache nowhere` first"),
+        (["train", "--label-column", "topic"], 2, "--label-column without a data set"),
+        (["extract", "pydocs", "--backbone", "./nowhere"], 4, "There is no folder ./nowhere"),
+        (["extract", "pydocs", "--max-length", "2", "--cache", "nowhere"], 4, "leaves no room beside 2 special tokens"),
+        (["extract", "pydocs", "--device", "tpu3", "--cache", "nowhere"], 4, "--device tpu3 cannot be used here"),
+        (["extract", "pydocs", "--cache", __file__, "--limit", "700"], 5, "cannot be written: Not a directory"),
         (["predict", "nowhere", "--text", "a"], 6, "nowhere is not a classifier"),
         (["predict", "nowhere"], 2, "either --text or a source"),
         (["train", "pydocs", "--layers", "last"], 2, "--layers last: expected whole numbers"),
@@ -97,6 +103,21 @@ def test_errors_are_one_line_with_an_exit_code_of_their_own(words, code, message
     assert done.stdout == ""
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_empty_input_is_refused(trained):
+    done = llmembed("predict", trained, "-")
+    assert (done.returncode, done.stderr) == (3, "error: There are no texts in the input.\n")
+
+
+def test_labels_that_look_like_markup_are_shown_as_they_are(pydocs_cache, pydocs, tmp_path):
+    table = pydocs.table.with_columns(pl.when(pl.col("label") == "numpy").then(pl.lit("[/x]")).otherwise("label"))
+    table.write_csv(tmp_path / "marked.csv")
+    shutil.copytree(pydocs_cache / "pydocs", tmp_path / "cache" / "marked")
+    words = ("--cache", tmp_path / "cache", "--head", "logistic", "--fusion", "last", "--out", tmp_path / "m")
+    done = llmembed("train", tmp_path / "marked.csv", "--label-column", "literal", *words)
+    assert done.returncode == 0, done.stderr
+    assert "[/x]" in done.stdout
 
 
 def test_only_line_ends_end_a_line():

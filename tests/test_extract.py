@@ -77,7 +77,9 @@ def test_killed_at_any_moment_it_ends_with_the_same_embeddings(tiny_llama, tmp_p
             "--cache",
             str(root),
             "--limit",
-            "3000",
+            "6000",
+            "--max-length",
+            "16",
             "--json",
         ]
         return [sys.executable, "-c", program, *options]
@@ -94,7 +96,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_embeddings(tiny_llama, tmp_p
     once = json.loads(subprocess.run(command(whole), stdout=subprocess.PIPE, check=True).stdout)
     assert rows_kept % SHARD_ROWS == 0
     assert 0 < again["embedded"] == once["embedded"] - rows_kept
-    texts = load_dataset("pydocs", limit=3000).texts()
+    texts = load_dataset("pydocs", limit=6000).texts()
     assert np.array_equal(embeddings(Cache.latest(killed), texts), embeddings(Cache.latest(whole), texts))
 
 
@@ -102,7 +104,7 @@ def test_a_nan_stops_the_job_with_the_text_and_nothing_of_it_counts(small, tiny_
     folder = copy_of(tiny_llama, tmp_path)
     save_llama(folder, **{"layers.2.mlp.down_proj.weight": float("nan")})
     plan = plan_extraction(small, root=tmp_path / "cache", backbone=str(folder))
-    with pytest.raises(BackboneError, match=r"copy gave nan in layer 3, .*The text is '"):
+    with pytest.raises(BackboneError, match=r"copy gave nan in layer 3, .*for the text '.*--device cpu"):
         extract(plan)
     assert not Cache.at(tmp_path / "cache", small.name, "copy", plan.spec).commits
 

@@ -8,6 +8,7 @@ import pytest
 from llmembed.cache import Cache
 from llmembed.classifier import Classifier
 from llmembed.errors import CacheError, ClassifierError, UsageError
+from llmembed.extract import extract, plan_extraction
 from llmembed.fusion import fuse, fused_layers, fused_width
 from llmembed.predict import predict_dataset, predict_texts
 from llmembed.scaling import fit_scaler
@@ -84,6 +85,14 @@ def test_layers_are_chosen_among_those_in_the_cache(pydocs, pydocs_cache, tmp_pa
         train(pydocs, root=pydocs_cache, layers=(1,), out=tmp_path / "m")
 
 
+def test_negative_layers_count_from_the_end_of_the_model_and_not_of_the_cache(pydocs, tiny_llama, tmp_path):
+    extract(plan_extraction(pydocs, root=tmp_path, backbone=str(tiny_llama), layers=(1, 2)))
+    training = train(pydocs, root=tmp_path, head="logistic", layers=(-3,), out=tmp_path / "m")
+    assert training.settings["layers"] == [2]
+    with pytest.raises(UsageError, match=r"--layers 4: .* holds the layers 1,2"):
+        train(pydocs, root=tmp_path, head="logistic", layers=(-1,), out=tmp_path / "m")
+
+
 def test_a_classifier_reads_only_the_layers_it_was_trained_on(pydocs, pydocs_cache, tmp_path):
     train(pydocs, root=pydocs_cache, head="logistic", layers=(2, 3), fusion="last", out=tmp_path / "m")
     classifier = Classifier.load(tmp_path / "m")
@@ -95,10 +104,12 @@ def test_missing_rows_are_counted_with_the_command_that_mends_it(pydocs, pydocs_
     new = pl.DataFrame({"text": ["never seen", "nor this"], "label": ["numpy", "torch"], "split": ["train", "test"]})
     larger = replace(pydocs, table=pl.concat([pydocs.table, new]))
     with pytest.raises(
-        CacheError, match=r"2 of 1,402 texts are not in .*Run `llmembed extract pydocs --limit 700` first"
+        CacheError, match=r"2 of 1,402 texts are not in .*Run `llmembed extract pydocs --limit 700 --cache .*` first"
     ):
         train(larger, root=pydocs_cache, out=tmp_path / "m")
-    with pytest.raises(CacheError, match=r"no embeddings of pydocs .*Run `llmembed extract pydocs` first"):
+    with pytest.raises(
+        CacheError, match=r"no embeddings of pydocs .*Run `llmembed extract pydocs --limit 700 --cache .*` first"
+    ):
         train(pydocs, root=tmp_path, out=tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
@@ -114,7 +125,7 @@ def test_a_broken_shard_stops_training_with_one_line(pydocs, pydocs_cache, tmp_p
     content[len(content) // 3] ^= 4
     shard.write_bytes(content)
     with pytest.raises(
-        CacheError, match=r"1 of 1 shards .* damaged .*SHA-256.*Run `llmembed extract pydocs --limit 700`"
+        CacheError, match=r"1 of 1 shards .* damaged .*SHA-256.*Run `llmembed extract pydocs --limit 700 --cache .*`"
     ):
         train(pydocs, root=root, out=tmp_path / "m")
 
@@ -132,7 +143,7 @@ def test_a_classifier_is_a_folder_without_pickle_and_replaces_only_its_like(pydo
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"], "nothing half-written stays behind"
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
-    with pytest.raises(ClassifierError, match="holds no classifier"):
+    with pytest.raises(ClassifierError, match=r"holds cat\.jpg, which is no part of a classifier"):
         train(pydocs, root=pydocs_cache, out=tmp_path / "photos")
     with pytest.raises(ClassifierError, match="is not a classifier"):
         Classifier.load(tmp_path / "photos")

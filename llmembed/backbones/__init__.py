@@ -6,7 +6,7 @@ Knows no data set and no cache.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal, Protocol
@@ -28,6 +28,7 @@ class BackboneSpec(BaseModel):
         model: hub id, or the name of the local folder.
         weights: SHA-256 over the configuration and the safetensors files.
         tokenizer: SHA-256 over the tokenizer files.
+        depth: number of layers of the model.
         layers: ascending indices by the convention of Hugging Face's `hidden_states`: 0 is the embedding layer, i the
             state after layer i, and the last one the state after the final norm where the model has one.
         dim: width of a layer.
@@ -42,6 +43,7 @@ class BackboneSpec(BaseModel):
     model: str
     weights: str
     tokenizer: str
+    depth: int
     layers: tuple[int, ...]
     dim: int
     pooling: Pooling
@@ -69,6 +71,13 @@ class Tokens:
         return np.fromiter(map(len, self.ids), np.int32, len(self.ids))
 
 
+OnBatch = Callable[[int, int], None]
+
+
+def ignore_batch(texts: int, tokens: int) -> None:
+    """Take no notice of a batch."""
+
+
 class Backbone(Protocol):
     """What extraction and prediction need of an engine."""
 
@@ -80,8 +89,11 @@ class Backbone(Protocol):
         """Apply the template and tokenise; may run in another thread than `embed`."""
         ...
 
-    def embed(self, tokens: Tokens) -> np.ndarray:
-        """Embed [rows] texts -> float32 [rows, layers, dim], rows in the order given."""
+    def embed(self, tokens: Tokens, on_batch: OnBatch = ignore_batch) -> np.ndarray:
+        """Embed [rows] texts -> float32 [rows, layers, dim], rows in the order given.
+
+        `on_batch` is told the number of texts and of tokens of every batch that is done.
+        """
         ...
 
 
@@ -111,6 +123,7 @@ def describe_backbone(
         model=files.model,
         weights=files.weights_digest(),
         tokenizer=files.tokenizer_digest(),
+        depth=config.depth,
         layers=resolve_layers(layers, config.depth, files.model),
         dim=config.dim,
         pooling=pooling,

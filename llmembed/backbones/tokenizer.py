@@ -29,6 +29,10 @@ class Tokenizer:
                 f"{files.folder}: {type(tokenizer).__name__} has no tokenizer.json; convert it to a fast tokenizer."
             )
         self._rust = tokenizer.backend_tokenizer
+        special = self._rust.num_special_tokens_to_add(False)
+        if spec.max_length <= special:
+            # The tokenizer would then not truncate at all.
+            raise BackboneError(f"--max-length {spec.max_length} leaves no room beside {special} special tokens.")
         # The files may ask for padding to a fixed length and for truncation of their own (all-MiniLM-L6-v2: 128).
         self._rust.no_padding()
         self._rust.enable_truncation(spec.max_length)

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from llmembed.backbones import BackboneSpec, Tokens
+from llmembed.backbones import BackboneSpec, OnBatch, Tokens, ignore_batch
 from llmembed.backbones.pooling import pool
 from llmembed.backbones.tokenizer import Tokenizer
 from llmembed.backbones.weights import ModelFiles
@@ -31,7 +31,7 @@ class TransformersBackbone:
     def __init__(self, spec: BackboneSpec, files: ModelFiles, *, device: str | None = None) -> None:
         self.spec = spec
         self.tokenize = Tokenizer(spec, files)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = _find_device(device)
         dtype = _compute_dtype(self._device)
         self._model = _load_model(files, dtype).to(self._device)
         self._depth = files.config.depth
@@ -45,15 +45,17 @@ class TransformersBackbone:
             "dtype": str(dtype).removeprefix("torch."),
         }
 
-    def embed(self, tokens: Tokens) -> np.ndarray:
+    def embed(self, tokens: Tokens, on_batch: OnBatch = ignore_batch) -> np.ndarray:
         """Embed [rows] tokenised texts -> float32 [rows, layers, dim]."""
         embeddings = np.empty((len(tokens.ids), len(self.spec.layers), self.spec.dim), np.float32)
 
-        def embed_batch(rows: np.ndarray) -> None:
+        def embed_batch(rows: np.ndarray) -> np.ndarray:
             embeddings[rows] = self._forward([tokens.ids[row] for row in rows])
+            return rows
 
         with ThreadPoolExecutor(self._workers(), initializer=self._limit_threads) as executor:
-            list(executor.map(embed_batch, self._batches(tokens.lengths)))
+            for rows in executor.map(embed_batch, self._batches(tokens.lengths)):
+                on_batch(len(rows), int(tokens.lengths[rows].sum()))
         return embeddings
 
     def _workers(self) -> int:
@@ -113,6 +115,15 @@ def _first(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
 
 def _states(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
+
+
+def _find_device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}).") from error
+    return device
 
 
 def _compute_dtype(device: torch.device) -> torch.dtype:

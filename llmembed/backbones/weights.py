@@ -16,6 +16,19 @@ from llmembed.errors import BackboneError
 
 # Keys of config.json that say where a model came from or how it was run, and do not change what it computes.
 NEUTRAL_KEYS = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+UNLIMITED = 1_000_000
+# These number positions from pad_token_id + 1, so that many of them can never be used.
+POSITIONS_AFTER_PADDING = {
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
 NEEDED = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt"]
@@ -76,9 +89,8 @@ class ModelFiles:
         """Read the model's shape from config.json."""
         config = self._config()
         try:
-            positions = config.get("max_position_embeddings", 1_000_000)
-            if config["model_type"] in ("roberta", "xlm-roberta", "camembert"):
-                # These models number positions from pad_token_id + 1.
+            positions = config.get("max_position_embeddings") or UNLIMITED
+            if config["model_type"] in POSITIONS_AFTER_PADDING:
                 positions -= config["pad_token_id"] + 1
             return ModelConfig(config["num_hidden_layers"], config["hidden_size"], positions)
         except KeyError as error:
@@ -119,10 +131,14 @@ def find_model(name: str) -> ModelFiles:
     known = KNOWN.get(name)
     short = name.rstrip("/").rpartition("/")[2].partition("@")[0]
     mirror = Path(os.environ.get("LLMEMBED_MODELS", "")) / name
+    if known is None and not Path(name).is_dir() and (name[0] in "./~" or name.count("/") > 1):
+        raise BackboneError(
+            f"There is no folder {name}; a backbone is a folder, a hub id or one of {', '.join(KNOWN)}."
+        )
     if known is None and Path(name).is_dir():
         folder = Path(name).resolve()
         files = ModelFiles(folder.name, folder.name, folder, str(folder))
-    elif "LLMEMBED_MODELS" in os.environ and mirror.is_dir():
+    elif os.environ.get("LLMEMBED_MODELS") and mirror.is_dir():
         files = ModelFiles(short, known.repo if known else name, mirror, name)
     elif known is None and "/" not in name:
         raise BackboneError(
@@ -159,8 +175,7 @@ def _in_hub_cache(known: KnownModel) -> Path | None:
         for file in ("config.json", "tokenizer_config.json")
     ]
     folders = [Path(path).parent for path in found if isinstance(path, str)]
-    complete = len(folders) == len(found) and any(folders[0].glob("*.safetensors"))
-    return folders[0] if complete else None
+    return folders[0] if len(folders) == len(found) and _has_weights(folders[0]) else None
 
 
 def _in_package(known: KnownModel) -> Path | None:
@@ -197,5 +212,16 @@ def _check_complete(files: ModelFiles) -> None:
         raise BackboneError(
             f"{files.folder} has no config.json; a backbone is a folder with config.json, safetensors and tokenizer."
         )
-    if not any(files.folder.glob("*.safetensors")):
-        raise BackboneError(f"{files.folder} has no safetensors; other weight formats can run code and are not read.")
+    if not _has_weights(files.folder):
+        raise BackboneError(
+            f"{files.folder} has no safetensors, or not all of them; "
+            "other weight formats can run code and are not read."
+        )
+
+
+def _has_weights(folder: Path) -> bool:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    # A download that was interrupted has the index and some of its files.
+    return all((folder / name).is_file() for name in json.loads(index.read_text())["weight_map"].values())

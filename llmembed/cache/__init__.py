@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmembed.backbones import BackboneSpec
+from llmembed.backbones.weights import KNOWN
 from llmembed.cache.shard import FORMAT, Rows, ShardView, encode_shard
 from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
@@ -70,7 +71,7 @@ class Cache:
         self.folder = folder
         self.spec = spec
         self.dataset = folder.parent.name
-        self.backbone = _backbone(folder)
+        self.backbone = folder.name.rpartition("-")[0]
         self._store = LocalStore(folder)
 
     @classmethod
@@ -100,37 +101,40 @@ class Cache:
             if record["format"] != FORMAT:
                 raise CacheError(
                     f"{folder} has format {record['format']}; this llmembed reads format {FORMAT}. Install the "
-                    f"llmembed that wrote it, or delete the folder and run `llmembed extract {folder.parent.name}`."
+                    f"llmembed that wrote it, or delete the folder and run {_recorded_command(folder)}."
                 )
             return cls(folder, BackboneSpec.model_validate(record["spec"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CacheError(
-                f"{folder / 'spec.json'} cannot be read ({type(error).__name__}); delete the folder and run "
-                f"`llmembed extract {folder.parent.name}`."
+                f"{folder / 'spec.json'} cannot be read ({type(error).__name__}); if it is damaged, delete the folder "
+                f"and run {_recorded_command(folder)}."
             ) from error
 
     @classmethod
-    def latest(cls, root: Path, dataset: str | None = None, backbone: str | None = None) -> "Cache":
+    def latest(
+        cls, root: Path, dataset: str | None = None, backbone: str | None = None, words: Sequence[str] = ()
+    ) -> "Cache":
         """Open the cache that was extracted last: of all, of a data set, or of a data set by a backbone.
+
+        `backbone` is what named it to `extract`; `words` name the data set on a command line.
 
         Raises:
             CacheError: there is none.
         """
-        folders = [
-            path.parent
-            for path in root.glob("*/*/spec.json")
-            if dataset in (None, path.parent.parent.name) and backbone in (None, _backbone(path.parent))
-        ]
-        if not folders:
+        folders = [path.parent for path in root.glob("*/*/spec.json")]
+        caches = [cls.open(folder) for folder in folders if dataset in (None, folder.parent.name)]
+        caches = [cache for cache in caches if backbone is None or cache._is_by(backbone)]
+        if not caches:
             what = f"embeddings of {dataset}" if dataset else "embeddings"
-            option = f" --backbone {backbone}" if backbone else ""
-            made = f" by {backbone}" if backbone else ""
-            command = f"`llmembed extract {dataset or 'DATASET'}{option}`"
-            raise CacheError(f"There are no {what}{made} in {root}. Run {command} first.")
+            option = ["--backbone", backbone] if backbone else []
+            command = shlex.join(
+                ["llmembed", "extract", *(words or [dataset or "DATASET"]), *option, *_root_words(root)]
+            )
+            raise CacheError(
+                f"There are no {what}{f' by {backbone}' if backbone else ''} in {root}. Run `{command}` first."
+            )
         # Extraction records are named by time; a cache whose extraction never finished comes last.
-        return cls.open(
-            max(folders, key=lambda folder: max((path.name for path in folder.glob("extractions/*.json")), default=""))
-        )
+        return max(caches, key=lambda cache: max(cache._store.names("extractions"), default=""))
 
     @cached_property
     def commits(self) -> list[Commit]:
@@ -158,8 +162,22 @@ class Cache:
     def mend(self, dataset: Sequence[str] | None = None) -> str:
         """Give the command that brings what is missing or damaged, of the data set last extracted or of another."""
         last = self.last_extraction()
-        words = ["llmembed", "extract", *(dataset or last.get("dataset", [self.dataset]))]
-        return f"`{shlex.join([*words, *last.get('options', ['--backbone', self.backbone])])}`"
+        return _extract_command(self.folder, last, dataset or last.get("dataset", [self.dataset]), self._spec_words())
+
+    def _spec_words(self) -> list[str]:
+        spec = self.spec
+        return [
+            *("--backbone", self.backbone if self.backbone in KNOWN else spec.model),
+            *("--layers", ",".join(map(str, spec.layers))),
+            *("--pooling", spec.pooling),
+            *("--max-length", str(spec.max_length)),
+            *("--template", spec.template),
+            *("--dtype", spec.dtype),
+        ]
+
+    def _is_by(self, backbone: str) -> bool:
+        found_as = self.last_extraction().get("backbone")
+        return backbone in (self.backbone, self.spec.model, found_as) or str(Path(backbone).resolve()) == found_as
 
     def locate(self, keys: Sequence[bytes]) -> Located:
         """Find the rows of keys."""
@@ -209,6 +227,12 @@ class Cache:
         """Map one layer of every shard, [rows, dim] each in the dtype on disk, without reading it."""
         return [view.layer(layer) for view in self._views]
 
+    def claim(self) -> None:
+        """Write down whose embeddings the folder holds, unless that is done."""
+        if self._store.size("spec.json") is None:
+            record = {"format": FORMAT, "spec": self.spec.model_dump(mode="json")}
+            self._store.create("spec.json", json.dumps(record, indent=1).encode())
+
     def write_shard(self, rows: Rows, engine: dict[str, str]) -> bool:
         """Write one shard and commit it; give whether it counts, or another writer had committed the same keys.
 
@@ -220,6 +244,7 @@ class Cache:
             given = f"{rows.embeddings.dtype} {list(rows.embeddings.shape)}"
             raise ValueError(f"embeddings are {given}, the spec wants {self.spec.dtype} {list(expected)}")
         content = encode_shard(rows, self.spec.layers, self.spec.fingerprint)
+        self.claim()
         shard_id = blake2b(b"".join(rows.keys), digest_size=12).hexdigest()
         path = f"shards/{shard_id}-{secrets.token_hex(4)}.parquet"
         with ThreadPoolExecutor(1) as pool:
@@ -259,8 +284,6 @@ class Cache:
         Returns:
             the number of damaged shards, whose texts are now missing.
         """
-        record = {"format": FORMAT, "spec": self.spec.model_dump(mode="json")}
-        self._store.create("spec.json", json.dumps(record, indent=1).encode())
         damaged = [self.commits[number].path for number in self._damaged(range(len(self.commits)))]
         for path in damaged:
             self._store.delete(f"commits/{Path(path).name.rpartition('-')[0]}.json")
@@ -278,8 +301,7 @@ class Cache:
 
     def last_extraction(self) -> dict[str, Any]:
         """Give the report of the last finished extraction, empty if none finished."""
-        names = self._store.names("extractions")
-        return dict(json.loads(self._store.read(names[-1]))) if names else {}
+        return _last_extraction(self._store)
 
     @cached_property
     def _views(self) -> list[ShardView]:
@@ -336,8 +358,23 @@ class Cache:
         return "" if digest == commit.sha256 else "has another SHA-256 than its commit says"
 
 
-def _backbone(folder: Path) -> str:
-    return folder.name.rpartition("-")[0]
+def _last_extraction(store: LocalStore) -> dict[str, Any]:
+    names = store.names("extractions")
+    return dict(json.loads(store.read(names[-1]))) if names else {}
+
+
+def _recorded_command(folder: Path) -> str:
+    last = _last_extraction(LocalStore(folder))
+    return _extract_command(folder, last, last.get("dataset", [folder.parent.name]), [])
+
+
+def _extract_command(folder: Path, last: dict[str, Any], dataset: Sequence[str], options: Sequence[str]) -> str:
+    words = ["llmembed", "extract", *dataset, *last.get("options", options), *_root_words(folder.parent.parent)]
+    return f"`{shlex.join(words)}`"
+
+
+def _root_words(root: Path) -> list[str]:
+    return [] if root == Path("cache") else ["--cache", str(root)]
 
 
 def _refuse_missing(located: Located) -> None:

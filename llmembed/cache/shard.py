@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 FORMAT = 1
 KEY_BYTES = 16
-# Enough for one page per column whatever the width: 2,048 rows of 65,536 float32 values are 512 MiB.
+# Enough for one page per column whatever the width: 4,096 rows of 65,536 float32 values are 1 GiB.
 PAGE_BYTES = 1 << 30
 # Page headers, schema and footer: some 150 bytes a column and 1 kB besides.
 OVERHEAD_BYTES = 1 << 16

@@ -8,6 +8,8 @@ import os
 import secrets
 from pathlib import Path
 
+from llmembed.errors import CacheError
+
 
 class LocalStore:
     """Files under one local folder; names are relative paths with forward slashes."""
@@ -22,12 +24,18 @@ class LocalStore:
     def put(self, name: str, content: bytes | memoryview) -> None:
         """Write a file under a name never used before and flush it to disk; until it returns, the file may be torn."""
         path = self.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _flush_folder(path.parent)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise CacheError(
+                f"{path} cannot be written: {error.strerror}. Use another --cache folder or make room."
+            ) from error
 
     def create(self, name: str, content: bytes) -> bool:
         """Create a whole file unless one of that name exists; give whether it was created. Exactly one caller wins."""
