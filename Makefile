@@ -42,6 +42,7 @@ extract: install  ## embed a data set: make extract DATASET=agnews [BACKBONE=min
 	$(LLMEMBED) extract "$(DATASET)" $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(LIMIT),--limit $(LIMIT))
 
 bench: $(BENCHMARKS_INSTALLED)  ## run the benchmarks (needs LLMEMBED_DATA with agnews; half an hour)
+	$(LLMEMBED) extract agnews
 	$(VENV)/bin/python benchmarks/extract.py
 	$(VENV)/bin/python benchmarks/cache.py
 	$(VENV)/bin/python benchmarks/heads.py
