@@ -204,6 +204,8 @@ def predict(
         probabilities = stage.predict_dataset(loaded, dataset, root=cache, split=split)
     else:
         table, texts = _texts(source, text, text_column)
+        if out is not None:
+            stage.check_columns(table, loaded.record.labels)
         probabilities = stage.predict_texts(loaded, texts, backbone=backbone, device=device)
     labels = loaded.record.labels
     if out is not None:
@@ -227,12 +229,11 @@ def _texts(source: str | None, text: str | None, text_column: str) -> tuple[Any,
 
     if source is not None and source != "-":
         return read_texts(Path(source), text_column)
-    if text is not None and not text.isprintable():
-        # Bytes that are not UTF-8 reach Python as lone surrogates.
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError("--text is not UTF-8.") from error
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        # Bytes of an argument that are not UTF-8 reach Python as lone surrogates.
+        raise UsageError("--text is not UTF-8.") from error
     texts = [text] if text is not None else read_lines(sys.stdin.buffer.read())
     return pl.DataFrame({"text": texts}, schema={"text": pl.String}), texts
 

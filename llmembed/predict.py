@@ -47,6 +47,7 @@ def predict_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, spl
 
     Raises:
         CacheError: there is no cache of the classifier's backbone, or it lacks rows or is damaged.
+        DatasetError: the data set has no such split.
     """
     record = classifier.record
     if not dataset.texts(split):
@@ -98,13 +99,11 @@ def write_predictions(table: pl.DataFrame, probabilities: np.ndarray, labels: Se
         UsageError: another suffix, or the table has columns of these names already.
     """
     check_format(path)
+    check_columns(table, labels)
     predicted = pl.DataFrame(
         {"predicted": np.asarray(labels)[probabilities.argmax(axis=1)], "probability": probabilities.max(axis=1)}
     )
     by_label = pl.DataFrame({f"p_{label}": probabilities[:, column] for column, label in enumerate(labels)})
-    taken = [name for name in (*predicted.columns, *by_label.columns) if name in table.columns]
-    if taken:
-        raise UsageError(f"The input has a column {taken[0]!r} already, which would be overwritten; rename it.")
     whole = pl.concat([table, predicted, by_label], how="horizontal")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
@@ -113,6 +112,13 @@ def write_predictions(table: pl.DataFrame, probabilities: np.ndarray, labels: Se
         whole.write_ndjson(path)
     else:
         whole.write_parquet(path)
+
+
+def check_columns(table: pl.DataFrame, labels: Sequence[str]) -> None:
+    """Refuse a table whose columns predictions would overwrite, with a UsageError."""
+    taken = {"predicted", "probability", *(f"p_{label}" for label in labels)} & set(table.columns)
+    if taken:
+        raise UsageError(f"The input has a column {min(taken)!r} already, which would be overwritten; rename it.")
 
 
 def check_format(path: Path) -> None:

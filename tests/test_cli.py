@@ -105,6 +105,13 @@ def test_errors_are_one_line_with_an_exit_code_of_their_own(words, code, message
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_column_that_would_be_overwritten_is_refused(trained, tmp_path):
+    pl.DataFrame({"text": ["a graph"], "predicted": ["mine"]}).write_csv(tmp_path / "in.csv")
+    done = llmembed("predict", trained, tmp_path / "in.csv", "--out", tmp_path / "out.csv")
+    assert (done.returncode, "'predicted' already" in done.stderr) == (2, True)
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_an_empty_input_is_refused(trained):
     done = llmembed("predict", trained, "-")
     assert (done.returncode, done.stderr) == (3, "error: There are no texts in the input.\n")
