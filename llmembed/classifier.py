@@ -91,8 +91,10 @@ class Classifier:
         Yields:
             float32 [block rows, classes], blocks in the order of the texts.
         """
-        for start in range(0, len(texts), BLOCK_ROWS):
-            yield self.predict_proba(embed_texts(backbone, texts[start : start + BLOCK_ROWS]))
+        blocks = [texts[start : start + BLOCK_ROWS] for start in range(0, len(texts), BLOCK_ROWS)]
+        for block, embeddings in zip(blocks, backbone.embed(map(backbone.tokenize, blocks)), strict=True):
+            # Rounded to the dtype on disk, as in training.
+            yield self.predict_proba(stored(embeddings, backbone.spec, block))
 
     def save(self, folder: Path, reports: dict[str, dict[str, Any]] | None = None) -> None:
         """Write the classifier, and JSON reports beside it, as a folder that appears whole or not at all.
@@ -138,11 +140,6 @@ class Classifier:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise ClassifierError(f"{folder} is damaged ({reason}). Train it again with `llmembed train`.") from error
-
-
-def embed_texts(backbone: Backbone, texts: Sequence[str]) -> np.ndarray:
-    """Embed texts as extraction does, rounded to the dtype on disk: [rows, layers, dim]."""
-    return stored(backbone.embed(backbone.tokenize(texts)), backbone.spec, texts)
 
 
 def check_destination(folder: Path) -> None:

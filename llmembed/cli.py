@@ -16,8 +16,8 @@ from llmembed.errors import LLMEmbedError, UsageError
 
 app = typer.Typer(
     help="Run a frozen language model once over a data set, then fit classifiers from disk in seconds.",
-    epilog="Exit codes: 0 done, 1 a fault of llmembed, 2 usage, 3 data set, 4 backbone, 5 cache, 6 classifier, "
-    "130 stopped.",
+    epilog="Exit codes: 0 done, 1 a fault of llmembed, or engines that differ (check-parity), 2 usage, 3 data set, "
+    "4 backbone, 5 cache, 6 classifier, 130 stopped.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -40,6 +40,17 @@ Limit = Annotated[
     int | None, typer.Option(min=1, help="At most so many distinct texts of each split, always the same ones.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
+ChosenEngine = Annotated[
+    Literal["vllm", "transformers"] | None,
+    typer.Option("--engine", help="What runs the model; default: vllm where it is installed beside a GPU."),
+]
+Gpus = Annotated[
+    str | None, typer.Option(help="all, or numbers: one process for each GPU; default: one GPU.", metavar="all|0,1,…")
+]
+TensorParallel = Annotated[int, typer.Option(min=1, help="GPUs that share a model too large for one (vllm).")]
+Pooling = Annotated[Literal["mean", "max", "first", "last"] | None, typer.Option(help="From tokens to a vector.")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens a text may have; longer ones are cut.")]
+Template = Annotated[str | None, typer.Option(help="What the model reads; {text} stands for the text.")]
 
 
 def main() -> None:
@@ -65,11 +76,9 @@ def extract(
     cache: CacheFolder = Path("cache"),
     backbone: Backbone = None,
     layers: Layers = None,
-    pooling: Annotated[
-        Literal["mean", "max", "first", "last"] | None, typer.Option(help="From tokens to a vector.")
-    ] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens a text may have; longer ones are cut.")] = None,
-    template: Annotated[str | None, typer.Option(help="What the model reads; {text} stands for the text.")] = None,
+    pooling: Pooling = None,
+    max_length: MaxLength = None,
+    template: Template = None,
     dtype: Annotated[
         Literal["float16", "float32"] | None, typer.Option(help="Number format on disk; default float16.")
     ] = None,
@@ -77,7 +86,10 @@ def extract(
     label_column: LabelColumn = "label",
     on_empty: OnEmpty = "error",
     limit: Limit = None,
+    engine: ChosenEngine = None,
     device: Device = None,
+    gpus: Gpus = None,
+    tensor_parallel: TensorParallel = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -98,19 +110,62 @@ def extract(
         template=template,
         dtype=dtype,
     )
+    resources = stage.Resources(engine=engine, device=device, gpus=gpus, tensor_parallel=tensor_parallel)
     if dry_run:
-        estimate = stage.estimate(plan, device=device)
+        estimate = stage.estimate(plan, resources)
         _print_json(asdict(estimate)) if as_json else show_estimate(estimate)
         return
     try:
         with ProgressLine() as progress:
-            report = stage.extract(plan, device=device, on_progress=progress.update)
+            report = stage.extract(plan, resources, on_progress=progress.update, on_loss=_warn)
     except KeyboardInterrupt:
         _warn(
             f"stopped; {len(plan.cache.commits)} shards in {plan.cache.folder} are kept. Run the same command to go on."
         )
         raise typer.Exit(130) from None
     _print_json(asdict(report)) if as_json else show_extraction(report, loaded)
+
+
+@app.command("check-parity")
+def check_parity(
+    dataset: Annotated[str, typer.Argument(help=DATASET_HELP)],
+    backbone: Backbone = None,
+    layers: Layers = None,
+    pooling: Pooling = None,
+    max_length: MaxLength = None,
+    template: Template = None,
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    rows: Annotated[int, typer.Option(min=1, help="Texts to compare, from the shortest to the longest.")] = 64,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Largest relative error that passes; default: 1e-4 in float32, 0.05 in bfloat16."),
+    ] = None,
+    tensor_parallel: TensorParallel = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the engines vllm and transformers on a sample; exit with 1 if they differ by more than rounding."""
+    from llmembed.dataset import load_dataset
+    from llmembed.extract import plan_extraction
+    from llmembed.parity import check_parity
+    from llmembed.show import show_parity
+
+    loaded = load_dataset(dataset, text_column=text_column, label_column=label_column)
+    plan = plan_extraction(
+        loaded,
+        root=Path("cache"),
+        backbone=backbone,
+        layers=_layers(layers),
+        pooling=pooling,
+        max_length=max_length,
+        template=template,
+    )
+    parity = check_parity(
+        plan.spec, plan.files, loaded.texts(), rows=rows, tolerance=tolerance, tensor_parallel=tensor_parallel
+    )
+    _print_json(asdict(parity)) if as_json else show_parity(parity)
+    if not parity.passed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -29,6 +29,10 @@ class BackboneError(LLMEmbedError):
     exit_code = 4
 
 
+class EngineError(BackboneError):
+    """What runs the model died or ran out of memory; another process may still succeed."""
+
+
 class CacheError(LLMEmbedError):
     """The embeddings on disk are missing, incomplete or damaged."""
 

@@ -1,25 +1,26 @@
 """Stage 1: which texts of a data set are missing from the cache? Embed those and commit them shard by shard.
 
 In: a data set and what fixes the numbers. Out: a cache that covers the data set, and an `Extraction` that says what was
-done. Tokenising the next block and writing the last one run beside the model. Knows no labels, no fusion, no head.
+done, how fast, and with how much energy. Knows no labels, no fusion, no head.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmembed.backbones import Backbone, BackboneSpec, OnBatch, StoredDtype, Tokens, describe_backbone, load_backbone
-from llmembed.backbones.precision import stored
+from llmembed.backbones import BackboneSpec, Engine, StoredDtype, describe_backbone, load_backbone
 from llmembed.backbones.weights import ModelFiles
 from llmembed.cache import Cache
-from llmembed.cache.shard import Rows
 from llmembed.dataset import Dataset, text_key
+from llmembed.errors import UsageError
+from llmembed.gpu import energy, group_gpus, matrix_rate, visible_gpus
 from llmembed.job import Pooling
+from llmembed.workers import embed_blocks, embed_on_gpus
 
 # One shard: what a kill can cost (16 s with MiniLM on a laptop) against the number of files (250 for a million texts).
 SHARD_ROWS = 4096
@@ -50,6 +51,11 @@ class Extraction:
         tokens: tokens that the model read in this run.
         seconds: wall time of the run, loading the model included.
         texts_per_second: embedded texts per second of embedding.
+        tokens_per_second: tokens per second of embedding.
+        mfu: share of the rate at which the GPUs multiply bfloat16 matrices that the matrix products of the layers made
+            use of (model FLOPs utilisation); None on the CPU.
+        watt_hours: energy that the GPUs used in the run, by their own counters; None where they have none.
+        engine: engine, version, device and dtype that embedded, empty if nothing was.
         bytes: size of all shards of the cache.
         repaired: damaged shards that were found and made again.
         cache: folder of the cache.
@@ -66,6 +72,10 @@ class Extraction:
     tokens: int
     seconds: float
     texts_per_second: float
+    tokens_per_second: float
+    mfu: float | None
+    watt_hours: float | None
+    engine: dict[str, str]
     bytes: int
     repaired: int
     cache: str
@@ -73,6 +83,48 @@ class Extraction:
     options: list[str]
     reading: dict[str, Any]
     backbone: str
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a model runs on; nothing of it changes the numbers beyond rounding.
+
+    Attributes:
+        engine: `vllm` or `transformers`; None chooses.
+        device: device of the transformers engine; None takes a GPU where there is one.
+        gpus: `all`, or numbers such as `0,1`: one process for each of them. None runs in this process.
+        tensor_parallel: number of GPUs that share one model (vLLM alone).
+    """
+
+    engine: Engine | None = None
+    device: str | None = None
+    gpus: str | None = None
+    tensor_parallel: int = 1
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Give the options of `load_backbone`."""
+        return {"engine": self.engine, "device": self.device, "tensor_parallel": self.tensor_parallel}
+
+    def groups(self) -> list[str]:
+        """Name the GPUs of each process.
+
+        Raises:
+            UsageError: no such GPUs, or also a device.
+        """
+        if self.gpus is not None and self.device is not None:
+            raise UsageError(f"--gpus {self.gpus} and --device {self.device}: name one of them.")
+        return [] if self.gpus is None else group_gpus(self.gpus, visible_gpus(), self.tensor_parallel)
+
+    def in_use(self) -> list[str]:
+        """Name all GPUs that take part."""
+        if self.gpus is not None:
+            return [gpu for group in self.groups() for gpu in group.split(",")]
+        first = int((self.device or "").rpartition(":")[2] or 0) if (self.device or "cuda").startswith("cuda") else None
+        return [] if first is None else visible_gpus()[first : first + self.tensor_parallel]
+
+
+CHOOSE = Resources()
 
 
 @dataclass(frozen=True)
@@ -145,18 +197,28 @@ def plan_extraction(
 
 
 def extract(
-    plan: Plan, *, device: str | None = None, on_progress: Callable[[Progress], None] = lambda _: None
+    plan: Plan,
+    resources: Resources = CHOOSE,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_loss: Callable[[str], None] = lambda _: None,
 ) -> Extraction:
     """Embed what is missing and commit it, a shard of 4,096 texts at a time.
 
-    Killed, it loses the shard in work and the one being written.
+    Killed, it loses the shards in work and the one being written. `on_loss` is told which GPU's process died, and why;
+    the others take over its work.
 
     Raises:
+        UsageError: resources that exclude each other or are not there.
         BackboneError: the model cannot be loaded, or gave a value that must not be stored; its shard does not count.
     """
     start = time.perf_counter()
+    gpus = resources.in_use()
     repaired = plan.cache.prepare()
-    done = _embed_missing(plan, device, on_progress)
+    before = energy(gpus)
+    tally = _embed_missing(plan, resources, _Tally(plan, on_progress), on_loss)
+    after = energy(gpus)
+    done, on_gpu = tally.done, tally.engine.get("device", "cpu") != "cpu"
     located = plan.cache.locate([text_key(text) for text in plan.dataset.texts()])
     report = Extraction(
         rows=len(plan.dataset.table),
@@ -166,6 +228,10 @@ def extract(
         tokens=done.tokens,
         seconds=round(time.perf_counter() - start, 3),
         texts_per_second=round(done.done / done.seconds, 1) if done.done else 0.0,
+        tokens_per_second=round(done.tokens / done.seconds, 1) if done.done else 0.0,
+        mfu=_utilisation(plan, done, len(gpus)) if on_gpu else None,
+        watt_hours=round((after - before) / 3600, 3) if on_gpu and before is not None and after is not None else None,
+        engine=tally.engine,
         bytes=plan.cache.size,
         repaired=repaired,
         cache=str(plan.cache.folder),
@@ -178,73 +244,84 @@ def extract(
     return report
 
 
-def estimate(plan: Plan, *, device: str | None = None) -> Estimate:
+def estimate(plan: Plan, resources: Resources = CHOOSE) -> Estimate:
     """Say what an extraction would do, from all texts tokenised and a sample of them embedded; writes nothing."""
     missing = list(plan.missing().values())
     tokens, truncated, seconds = 0, 0, 0.0
     if missing:
-        backbone = load_backbone(plan.spec, plan.files, device=device)
-        all_tokens = backbone.tokenize(missing)
-        tokens, truncated = int(all_tokens.lengths.sum()), int(all_tokens.truncated.sum())
-        sample = backbone.tokenize(missing[:: max(1, len(missing) // SAMPLE_ROWS)])
-        start = time.perf_counter()
-        backbone.embed(sample)
-        seconds = (time.perf_counter() - start) * tokens / int(sample.lengths.sum())
+        with closing(load_backbone(plan.spec, plan.files, **resources.loading)) as backbone:
+            all_tokens = backbone.tokenize(missing)
+            tokens, truncated = int(all_tokens.lengths.sum()), int(all_tokens.truncated.sum())
+            sample = backbone.tokenize(missing[:: max(1, len(missing) // SAMPLE_ROWS)])
+            start = time.perf_counter()
+            list(backbone.embed([sample]))
+            seconds = (time.perf_counter() - start) * tokens / int(sample.lengths.sum())
     return Estimate(
         rows=len(plan.dataset.table),
         missing=len(missing),
         tokens=tokens,
         truncated=truncated,
         bytes=len(missing) * _row_bytes(plan.spec),
-        expected_seconds=round(seconds, 1),
+        expected_seconds=round(seconds / max(len(resources.groups()), 1), 1),
         cache=str(plan.cache.folder),
     )
 
 
-def _embed_missing(plan: Plan, device: str | None, on_progress: Callable[[Progress], None]) -> Progress:
-    missing = plan.missing()
-    done = Progress(0, len(missing), 0, 0, 0.0)
+class _Tally:
+    """Counts what is embedded, from the moment when the model is loaded; of several processes the first one."""
+
+    def __init__(self, plan: Plan, on_progress: Callable[[Progress], None]) -> None:
+        self.done = Progress(0, 0, 0, 0, 0.0)
+        self.engine: dict[str, str] = {}
+        self._start = 0.0
+        self._row_bytes = _row_bytes(plan.spec)
+        self._on_progress = on_progress
+
+    def ready(self, engine: dict[str, str]) -> None:
+        if not self.engine:
+            self.engine, self._start = engine, time.perf_counter()
+
+    def batch(self, texts: int, tokens: int) -> None:
+        done = self.done
+        seconds, bytes_done = time.perf_counter() - self._start, done.bytes + texts * self._row_bytes
+        self.done = Progress(done.done + texts, done.total, done.tokens + tokens, bytes_done, seconds)
+        self._on_progress(self.done)
+
+
+def _embed_missing(plan: Plan, resources: Resources, tally: _Tally, on_loss: Callable[[str], None]) -> _Tally:
+    missing, groups = plan.missing(), resources.groups()
+    tally.done = replace(tally.done, total=len(missing))
     if not missing:
-        return done
-    backbone = load_backbone(plan.spec, plan.files, device=device)
-    # A folder that cannot be written to shows here, not after the first shard.
-    plan.cache.claim()
-    start = time.perf_counter()
+        return tally
+    keys = list(missing)
+    blocks = [{key: missing[key] for key in keys[i : i + SHARD_ROWS]} for i in range(0, len(keys), SHARD_ROWS)]
+    if groups:
+        # A folder that cannot be written to shows here, not after the first shard.
+        plan.cache.claim()
+        embed_on_gpus(
+            plan.spec,
+            plan.files,
+            blocks,
+            plan.cache,
+            groups,
+            on_ready=tally.ready,
+            on_batch=tally.batch,
+            on_loss=on_loss,
+            **resources.loading,
+        )
+        plan.cache.refresh()
+        return tally
+    with closing(load_backbone(plan.spec, plan.files, **resources.loading)) as backbone:
+        plan.cache.claim()
+        tally.ready(backbone.engine)
+        embed_blocks(backbone, blocks, plan.cache, tally.batch)
+    return tally
 
-    def on_batch(texts: int, tokens: int) -> None:
-        nonlocal done
-        bytes_done = done.bytes + texts * _row_bytes(plan.spec)
-        seconds = time.perf_counter() - start
-        done = Progress(done.done + texts, done.total, done.tokens + tokens, bytes_done, seconds)
-        on_progress(done)
 
-    _embed_shards(backbone, missing, plan.cache, on_batch)
-    return done
+def _utilisation(plan: Plan, done: Progress, gpus: int) -> float:
+    operations = done.tokens * plan.files.operations_per_token(max(plan.spec.layers))
+    return round(operations / done.seconds / (matrix_rate() * gpus), 4)
 
 
 def _row_bytes(spec: BackboneSpec) -> int:
     return len(spec.layers) * spec.dim * np.dtype(spec.dtype).itemsize
-
-
-def _embed_shards(backbone: Backbone, missing: dict[bytes, str], cache: Cache, on_batch: OnBatch) -> None:
-    keys = list(missing)
-    blocks = [keys[start : start + SHARD_ROWS] for start in range(0, len(keys), SHARD_ROWS)]
-    with ThreadPoolExecutor(1) as tokenizing, ThreadPoolExecutor(1) as writing:
-        tokenized = tokenizing.submit(_tokenize, backbone, blocks[0], missing)
-        written: Future[bool] | None = None
-        for number, block in enumerate(blocks):
-            tokens = tokenized.result()
-            if number + 1 < len(blocks):
-                tokenized = tokenizing.submit(_tokenize, backbone, blocks[number + 1], missing)
-            texts = [missing[key] for key in block]
-            embeddings = stored(backbone.embed(tokens, on_batch), backbone.spec, texts)
-            if written is not None:
-                written.result()
-            rows = Rows(block, tokens.lengths, tokens.truncated, embeddings)
-            written = writing.submit(cache.write_shard, rows, backbone.engine)
-        if written is not None:
-            written.result()
-
-
-def _tokenize(backbone: Backbone, block: Sequence[bytes], missing: dict[bytes, str]) -> Tokens:
-    return backbone.tokenize([missing[key] for key in block])

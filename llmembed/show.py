@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmembed.dataset import Dataset
     from llmembed.extract import Estimate, Extraction
     from llmembed.extract import Progress as Done
+    from llmembed.parity import Parity
     from llmembed.train import Training
 
 # Without a terminal a progress line is printed this often, in seconds.
@@ -70,7 +71,9 @@ def show_extraction(report: "Extraction", dataset: "Dataset") -> None:
     if report.repaired:
         print(f"{report.repaired:,} damaged shards were made again")
     if report.embedded:
-        print(f"{report.tokens:,} tokens in {_duration(report.seconds)}, {report.texts_per_second:,.0f} texts/s")
+        rates = f"{report.texts_per_second:,.0f} texts/s, {report.tokens_per_second:,.0f} tokens/s"
+        print(f"{report.tokens:,} tokens in {_duration(report.seconds)}, {rates}")
+        print(f"{_engine(report.engine)}{_gpu_use(report)}")
     print(f"{_bytes(report.bytes)} in {report.cache}")
 
 
@@ -82,6 +85,20 @@ def show_estimate(estimate: "Estimate") -> None:
         f"{share:.1%} truncated"
     )
     print(f"{_bytes(estimate.bytes)} more in {estimate.cache}, in about {_duration(estimate.expected_seconds)}")
+
+
+def show_parity(parity: "Parity") -> None:
+    """Print how two engines agree."""
+    print(f"{parity.rows:,} texts, {parity.tokens:,} tokens")
+    print(f"{_engine(parity.engines[1])} against {_engine(parity.engines[0])}")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("layer", "lowest cosine", "largest relative error"):
+        table.add_column(heading, justify="right")
+    for layer in parity.layers:
+        table.add_row(str(layer.layer), f"{layer.cosine:.7f}", f"{layer.relative_error:.1e}")
+    stdout.print(table)
+    verdict = "the same" if parity.passed else "NOT the same: do not mix shards of these engines in one cache"
+    print(f"{verdict} (tolerance {parity.tolerance:g})")
 
 
 def show_training(training: "Training") -> None:
@@ -149,6 +166,15 @@ def _show_frequent_errors(confusion: Sequence[Sequence[int]], labels: Sequence[s
     print("\nthe most frequent errors (all: metrics.json)")
     for count, true, given in sorted(pairs, reverse=True)[:5]:
         print(f"  {count:>5,}  {true} taken for {given}")
+
+
+def _engine(engine: dict[str, str]) -> str:
+    return f"{engine['engine']} {engine['version']} on {engine['device']}, {engine['dtype']}"
+
+
+def _gpu_use(report: "Extraction") -> str:
+    utilisation = "" if report.mfu is None else f", {report.mfu:.0%} of its matrix rate (MFU)"
+    return utilisation + ("" if report.watt_hours is None else f", {report.watt_hours:,.1f} Wh")
 
 
 def _bytes(count: int) -> str:

@@ -1,6 +1,7 @@
 """Real texts, the real MiniLM, and a tiny random Llama with a tokenizer of its own. No network, no GPU."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,22 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from llmembed.dataset import Dataset, load_dataset, text_key
 from llmembed.extract import extract, plan_extraction
+
+VLLM_ON_CPU = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+
+
+@pytest.fixture(scope="session")
+def vllm_on_cpu() -> Iterator[None]:
+    """Let vLLM run without a GPU, in this process and with little memory; it reads these when it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in VLLM_ON_CPU.items():
+            patch.setenv(name, os.environ.get(name, value))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -50,19 +67,26 @@ def save_llama(folder: Path, **changes: float) -> None:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
         max_position_embeddings=256,
         initializer_range=0.2,
     )
-    model = LlamaModel(config)
+    model = randomise(LlamaModel(config))
     for name, weight in model.named_parameters():
-        # Norm weights of 1 would hide a norm that is applied once too often.
-        if "norm" in name:
-            torch.nn.init.uniform_(weight, 0.3, 3.0)
         if name in changes:
             torch.nn.init.constant_(weight, changes[name])
     model.save_pretrained(folder)
+
+
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Fill norms and biases: norm weights of 1 would hide a norm applied once too often, biases of 0 one left out."""
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, 0, 0.3)
+        elif "norm" in name.lower():
+            torch.nn.init.uniform_(weight, 0.3, 3.0)
+    return model
 
 
 @pytest.fixture(scope="session")

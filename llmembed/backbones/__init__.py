@@ -1,24 +1,27 @@
 """Backbones: a frozen language model turns texts into embeddings [rows, layers, dim].
 
 Here: `BackboneSpec` (everything that fixes the numbers), the protocol that every engine keeps, and the two doors:
-`describe_backbone` reads a model's files and makes the spec without loading the model, `load_backbone` loads it.
-Knows no data set and no cache.
+`describe_backbone` reads a model's files and makes the spec without loading the model, `load_backbone` loads it with an
+engine. Knows no data set and no cache.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.util import find_spec
 from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from llmembed.backbones.vllm.plugin import MODELS
 from llmembed.backbones.weights import ModelFiles, find_model
-from llmembed.errors import BackboneError
+from llmembed.errors import BackboneError, UsageError
 from llmembed.job import Pooling
 
 StoredDtype = Literal["float16", "float32"]
+Engine = Literal["vllm", "transformers"]
 
 
 class BackboneSpec(BaseModel):
@@ -89,11 +92,19 @@ class Backbone(Protocol):
         """Apply the template and tokenise; may run in another thread than `embed`."""
         ...
 
-    def embed(self, tokens: Tokens, on_batch: OnBatch = ignore_batch) -> np.ndarray:
-        """Embed [rows] texts -> float32 [rows, layers, dim], rows in the order given.
+    def embed(self, blocks: Iterable[Tokens], on_batch: OnBatch = ignore_batch) -> Iterator[np.ndarray]:
+        """Embed block after block -> float32 [rows, layers, dim] each, in the order given.
 
-        `on_batch` is told the number of texts and of tokens of every batch that is done.
+        An engine may ask for the next block before it hands over the last one. `on_batch` is told the number of texts
+        and of tokens of every batch that is done.
+
+        Raises:
+            EngineError: the engine died or ran out of memory.
         """
+        ...
+
+    def close(self) -> None:
+        """Free the device; the backbone is of no use afterwards."""
         ...
 
 
@@ -134,11 +145,47 @@ def describe_backbone(
     return spec, files
 
 
-def load_backbone(spec: BackboneSpec, files: ModelFiles, *, device: str | None = None) -> Backbone:
-    """Load the model with the transformers engine, on `device` or on a GPU where there is one, else on the CPU."""
+def load_backbone(
+    spec: BackboneSpec,
+    files: ModelFiles,
+    *,
+    engine: Engine | None = None,
+    device: str | None = None,
+    tensor_parallel: int = 1,
+) -> Backbone:
+    """Load the model with an engine; where none is named, with vLLM if it can run here, else with transformers.
+
+    `device` is for transformers alone (default: a GPU where there is one), `tensor_parallel`, the number of GPUs that
+    share the model, for vLLM alone.
+
+    Raises:
+        UsageError: options that the engine does not have.
+        BackboneError: the model or the engine cannot be loaded.
+    """
+    if (engine or choose_engine(files, device=device, tensor_parallel=tensor_parallel)) == "vllm":
+        if device is not None:
+            raise UsageError(f"--engine vllm and --device {device}: vLLM runs on the GPUs that --gpus names.")
+        if find_spec("vllm") is None:
+            raise BackboneError("vLLM is not installed here; `make extract` installs it where a GPU is found.")
+        from llmembed.backbones.vllm.engine import VllmBackbone
+
+        return VllmBackbone(spec, files, tensor_parallel=tensor_parallel)
+    if tensor_parallel > 1:
+        raise UsageError(f"--tensor-parallel {tensor_parallel} and --engine transformers: only vLLM can split a model.")
     from llmembed.backbones.transformers import TransformersBackbone
 
     return TransformersBackbone(spec, files, device=device)
+
+
+def choose_engine(files: ModelFiles, *, device: str | None = None, tensor_parallel: int = 1) -> Engine:
+    """Choose vLLM to split a model, or where it is installed beside a GPU and knows the model; else transformers."""
+    if tensor_parallel > 1:
+        return "vllm"
+    if device is not None or find_spec("vllm") is None or files.model_type not in MODELS:
+        return "transformers"
+    import torch
+
+    return "vllm" if torch.cuda.is_available() else "transformers"
 
 
 def resolve_layers(layers: Sequence[int], depth: int, where: str) -> tuple[int, ...]:

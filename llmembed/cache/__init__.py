@@ -261,7 +261,7 @@ class Cache:
         won = self._store.create(f"commits/{shard_id}.json", commit.model_dump_json(indent=1).encode())
         if not won:
             self._store.delete(path)
-        self._forget()
+        self.refresh()
         return won
 
     def verify(self, shards: Sequence[int] | None = None) -> None:
@@ -287,7 +287,7 @@ class Cache:
         damaged = [self.commits[number].path for number in self._damaged(range(len(self.commits)))]
         for path in damaged:
             self._store.delete(f"commits/{Path(path).name.rpartition('-')[0]}.json")
-        self._forget()
+        self.refresh()
         committed = {commit.path for commit in self.commits}
         for name in self._store.names("shards"):
             if name in damaged or (name not in committed and self._store.age(name, time.time()) > ORPHAN_SECONDS):
@@ -330,7 +330,8 @@ class Cache:
             self.verify()
             raise
 
-    def _forget(self) -> None:
+    def refresh(self) -> None:
+        """Read the commits again, after other processes have written some."""
         for derived in ("commits", "_views", "_index"):
             self.__dict__.pop(derived, None)
 

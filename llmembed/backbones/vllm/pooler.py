@@ -1,0 +1,81 @@
+"""Pooling inside vLLM: token states [tokens, layers * dim] of one step -> one vector per text, float32, on the device.
+
+A step holds parts of many texts. A text that is split over steps is accumulated here until its last token, and must
+then have been seen whole: a prefix taken from vLLM's cache would be missing from the mean without an error.
+"""
+
+from collections.abc import Set
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.pooler import Pooler
+from vllm.tasks import PoolingTask
+from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
+
+from llmembed.job import Pooling
+
+
+class LayerPooler(Pooler):  # type: ignore[misc]
+    """`mean`, `max`, `first` or `last` over the tokens of each text."""
+
+    def __init__(self, pooling: Pooling) -> None:
+        super().__init__()
+        self._pooling = pooling
+        # What is pooled so far of texts that are split over steps: a vector, and the number of tokens in it.
+        self._partial: WeakKeyDictionary[PoolingStates, tuple[Tensor, int]] = WeakKeyDictionary()
+
+    def get_supported_tasks(self) -> Set[PoolingTask]:
+        """Name vLLM's task for one vector per text."""
+        return {"embed"}
+
+    def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> Any:
+        """Pool token states [tokens, layers * dim] -> float32 [texts, layers * dim]; unfinished rows are void.
+
+        Raises:
+            RuntimeError: a text ends of which some tokens were never seen.
+        """
+        cursor = pooling_metadata.get_pooling_cursor()
+        counts = cursor.num_scheduled_tokens_cpu.tolist()
+        pooled = _reduce(hidden_states, cursor.num_scheduled_tokens_cpu, self._pooling)
+        lengths, ends = cursor.prompt_lens_cpu.tolist(), cursor.seq_lens_cpu.tolist()
+        for row, (count, length, end) in enumerate(zip(counts, lengths, ends, strict=True)):
+            if count < length:
+                self._accumulate(pooling_metadata.pooling_states[row], pooled[row], count, length, end)
+        if self._pooling == "mean":
+            pooled /= torch.tensor(lengths, device=pooled.device)[:, None]
+        return pooled
+
+    def _accumulate(self, text: PoolingStates, pooled: Tensor, count: int, length: int, end: int) -> None:
+        # The first part of a text, also when vLLM preempted it and begins again, replaces what was there.
+        before, seen = (None, 0) if end == count else self._partial.pop(text, (None, 0))
+        if before is not None:
+            pooled.copy_(_merge(before, pooled, self._pooling))
+        seen += count
+        if end < length:
+            self._partial[text] = (pooled.clone(), seen)
+        elif seen != length:
+            raise RuntimeError(
+                f"{seen} of the {length} tokens of a text were pooled; prefix caching must be off, and is it?"
+            )
+
+
+def _reduce(states: Tensor, counts: Tensor, pooling: Pooling) -> Tensor:
+    if pooling in ("first", "last"):
+        ends = counts.cumsum(0)
+        rows = ends - counts if pooling == "first" else ends - 1
+        return states[rows.to(states.device)].float()
+    lengths = counts.to(states.device)
+    # In float32, whatever the model computes in. Unlike index_add_ it adds in a fixed order on a GPU.
+    return torch.segment_reduce(
+        states.float(), "sum" if pooling == "mean" else "max", lengths=lengths, axis=0, unsafe=True
+    )
+
+
+def _merge(before: Tensor, pooled: Tensor, pooling: Pooling) -> Tensor:
+    if pooling == "mean":
+        return before + pooled
+    if pooling == "max":
+        return torch.maximum(before, pooled)
+    return before if pooling == "first" else pooled

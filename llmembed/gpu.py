@@ -1,0 +1,77 @@
+"""What GPUs are here, what they can do at most, and what they use: matrix rate and energy.
+
+Without an NVIDIA driver there are none. Knows no model.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+
+import pynvml
+
+from llmembed.errors import UsageError
+
+# Products of matrices this large run at the full rate of any card, and take 0.4 GB.
+MATRIX = 8192
+
+
+def visible_gpus() -> list[str]:
+    """List the GPUs that CUDA may use, as CUDA_VISIBLE_DEVICES names them: numbers, or UUIDs."""
+    # CUDA would otherwise put the fastest card first, and NVML the first slot.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    return [str(gpu) for gpu in range(pynvml.nvmlDeviceGetCount())]
+
+
+def group_gpus(chosen: str, visible: Sequence[str], tensor_parallel: int = 1) -> list[str]:
+    """Turn `all` or numbers such as `0,1` into groups of `tensor_parallel` GPUs, each as CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        UsageError: no such GPU, or not a multiple of the group's size.
+    """
+    try:
+        numbers = list(range(len(visible))) if chosen == "all" else [int(gpu) for gpu in chosen.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--gpus {chosen}: expected all, or numbers with commas such as 0,1.") from error
+    if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(len(visible))):
+        raise UsageError(f"--gpus {chosen}: {len(visible)} GPUs can be used here; name some of them once, from 0 on.")
+    if len(numbers) % tensor_parallel:
+        raise UsageError(
+            f"--gpus {chosen} and --tensor-parallel {tensor_parallel}: {len(numbers)} GPUs make no whole groups."
+        )
+    gpus = [visible[number] for number in numbers]
+    return [",".join(gpus[start : start + tensor_parallel]) for start in range(0, len(gpus), tensor_parallel)]
+
+
+def energy(gpus: Sequence[str]) -> float | None:
+    """Read the energy counters of GPUs, in joules since the driver was loaded; None where a card has none."""
+    try:
+        return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(_handle(gpu)) for gpu in gpus) / 1000 if gpus else None
+    except pynvml.NVMLError:
+        return None
+
+
+def matrix_rate() -> float:
+    """Measure the floating-point operations per second of bfloat16 matrix products on the first GPU."""
+    import torch
+
+    left, right = (torch.randn(MATRIX, MATRIX, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    best = 0.0
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(5):
+            left @ right
+        torch.cuda.synchronize()
+        best = max(best, 5 * 2 * MATRIX**3 / (time.perf_counter() - start))
+    return best
+
+
+def _handle(gpu: str) -> object:
+    return pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
