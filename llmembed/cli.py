@@ -40,6 +40,7 @@ Limit = Annotated[
     int | None, typer.Option(min=1, help="At most so many distinct texts of each split, always the same ones.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
+Split = Annotated[Literal["train", "validation", "test"], typer.Option(help="Which rows of a data set.")]
 ChosenEngine = Annotated[
     Literal["vllm", "transformers"] | None,
     typer.Option("--engine", help="What runs the model; default: vllm where it is installed beside a GPU."),
@@ -228,7 +229,7 @@ def predict(
     label_column: LabelColumn = "label",
     on_empty: OnEmpty = "error",
     limit: Limit = None,
-    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which rows of a data set.")] = "test",
+    split: Split = "test",
     cache: CacheFolder = Path("cache"),
     backbone: Backbone = None,
     device: Device = None,
@@ -275,6 +276,34 @@ def predict(
         return
     for row in rows:
         _print_json(row)
+
+
+@app.command()
+def evaluate(
+    classifier: Annotated[Path, typer.Argument(help="Folder of a trained classifier.")],
+    dataset: Annotated[str, typer.Argument(help=f"{DATASET_HELP} Its embeddings must be in the cache.")],
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    on_empty: OnEmpty = "error",
+    limit: Limit = None,
+    split: Split = "test",
+    cache: CacheFolder = Path("cache"),
+    as_json: AsJson = False,
+) -> None:
+    """Judge a trained classifier on a data set with the same labels, such as one of another domain."""
+    from llmembed.classifier import Classifier
+    from llmembed.dataset import load_dataset
+    from llmembed.predict import evaluate_dataset
+    from llmembed.show import show_report
+
+    loaded = Classifier.load(classifier)
+    judged = load_dataset(dataset, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
+    _warn(*judged.warnings)
+    report = evaluate_dataset(loaded, judged, root=cache, split=split)
+    unknown = sorted(set(judged.labels(split)) - set(loaded.record.labels))
+    if unknown:
+        _warn(f"labels that the classifier does not know, counted as errors: {', '.join(unknown)}")
+    _print_json({"dataset": judged.name, "split": split, **asdict(report)}) if as_json else show_report(report, split)
 
 
 def _texts(source: str | None, text: str | None, text_column: str) -> tuple[Any, list[str]]:

@@ -14,6 +14,7 @@ from llmembed.cache import Cache, Located
 from llmembed.classifier import Classifier
 from llmembed.dataset import Dataset, column_texts, read_table, refuse_empty, text_key
 from llmembed.errors import DatasetError, UsageError
+from llmembed.evaluate import Report, evaluate
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
@@ -55,6 +56,24 @@ def predict_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, spl
     cache = Cache.at(root, dataset.name, record.training["backbone"], record.spec)
     located = cache.locate_all([text_key(text) for text in dataset.texts(split)], dataset.words)
     return classify_rows(classifier, cache, located)
+
+
+def evaluate_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, split: str = "test") -> Report:
+    """Judge a classifier on one split of a data set, whichever it was trained on, from the cache.
+
+    Raises:
+        CacheError: as `predict_dataset`.
+        DatasetError: the data set has no such split, or none of its labels is known to the classifier.
+    """
+    labels = dataset.labels(split)
+    known = set(classifier.record.labels)
+    if labels and not known & set(labels):
+        raise DatasetError(
+            f"{dataset.origin} has the labels {_some(labels)}, the classifier knows {_some(known)}. They share none; "
+            "name a data set with the same labels."
+        )
+    probabilities = predict_dataset(classifier, dataset, root=root, split=split)
+    return evaluate(labels, probabilities, classifier.record.labels)
 
 
 def read_texts(path: Path, text_column: str = "text") -> tuple[pl.DataFrame, list[str]]:
@@ -119,6 +138,11 @@ def check_columns(table: pl.DataFrame, labels: Sequence[str]) -> None:
     taken = {"predicted", "probability", *(f"p_{label}" for label in labels)} & set(table.columns)
     if taken:
         raise UsageError(f"The input has a column {min(taken)!r} already, which would be overwritten; rename it.")
+
+
+def _some(labels: Iterable[str]) -> str:
+    names = sorted(set(labels))
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def check_format(path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from llmembed.dataset import Dataset
+    from llmembed.evaluate import Report
     from llmembed.extract import Estimate, Extraction
     from llmembed.extract import Progress as Done
     from llmembed.parity import Parity
@@ -115,18 +116,23 @@ def show_training(training: "Training") -> None:
     )
     print(f"read {training.read_seconds:.1f} s, fit {training.fit_seconds:.1f} s, test {training.test_seconds:.1f} s")
     print()
-    print(
-        f"test accuracy {report.accuracy:.2%}, macro-F1 {report.macro_f1:.2%}, "
-        f"calibration error {report.calibration_error:.2%}, log loss {report.log_loss:.3f}"
-    )
-    _show_classes(training)
-    _show_confusion(training)
+    show_report(report, "test")
     print(f"\nclassifier: {training.out}")
     print(f'try it:     llmembed predict {training.out} --text "…"')
 
 
-def _show_classes(training: "Training") -> None:
-    classes = training.report.per_class
+def show_report(report: "Report", split: str) -> None:
+    """Print how good a classifier is on a split."""
+    print(
+        f"{split} accuracy {report.accuracy:.2%}, macro-F1 {report.macro_f1:.2%}, "
+        f"calibration error {report.calibration_error:.2%}, log loss {report.log_loss:.3f}"
+    )
+    _show_classes(report)
+    _show_confusion(report)
+
+
+def _show_classes(report: "Report") -> None:
+    classes = report.per_class
     title = None
     if len(classes) > MANY_CLASSES:
         classes = tuple(sorted(classes, key=lambda each: each.f1)[:MANY_CLASSES])
@@ -140,8 +146,7 @@ def _show_classes(training: "Training") -> None:
     stdout.print(table)
 
 
-def _show_confusion(training: "Training") -> None:
-    report = training.report
+def _show_confusion(report: "Report") -> None:
     labels = [each.label for each in report.per_class]
     if len(labels) > MANY_CLASSES:
         _show_frequent_errors(report.confusion, labels)

@@ -7,10 +7,10 @@ import pytest
 
 from llmembed.cache import Cache
 from llmembed.classifier import Classifier
-from llmembed.errors import CacheError, ClassifierError, UsageError
+from llmembed.errors import CacheError, ClassifierError, DatasetError, UsageError
 from llmembed.extract import extract, plan_extraction
 from llmembed.fusion import fuse, fused_layers, fused_width
-from llmembed.predict import predict_dataset, predict_texts
+from llmembed.predict import evaluate_dataset, predict_dataset, predict_texts
 from llmembed.scaling import fit_scaler
 from llmembed.train import train
 
@@ -163,3 +163,16 @@ def test_a_label_that_training_never_saw_counts_as_an_error(pydocs, pydocs_cache
     unseen = report.per_class[-1]
     assert (unseen.label, unseen.f1) == ("unseen", 0.0)
     assert len(report.confusion) == len(report.per_class)
+
+
+def test_a_classifier_is_judged_on_another_data_set(pydocs, pydocs_cache, tmp_path):
+    trained = train(pydocs, root=pydocs_cache, fusion="mean", head="logistic", out=tmp_path / "m")
+    classifier = Classifier.load(tmp_path / "m")
+    assert evaluate_dataset(classifier, pydocs, root=pydocs_cache) == trained.report
+    table = pydocs.table.with_columns(pl.col("label").replace("numpy", "jax"))
+    renamed = evaluate_dataset(classifier, replace(pydocs, table=table), root=pydocs_cache)
+    assert renamed.accuracy < trained.report.accuracy
+    assert renamed.per_class[-1].label == "jax"
+    other = replace(pydocs, table=pydocs.table.with_columns(pl.lit("spam").alias("label")))
+    with pytest.raises(DatasetError, match="has the labels spam, the classifier knows networkx"):
+        evaluate_dataset(classifier, other, root=pydocs_cache)
