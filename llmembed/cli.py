@@ -173,7 +173,7 @@ def check_parity(
 def train(
     dataset: Annotated[str | None, typer.Argument(help=f"{DATASET_HELP} Default: the one last extracted.")] = None,
     fusion: Annotated[
-        Literal["last", "mean", "max", "concat"], typer.Option(help="How layers become one vector.")
+        Literal["last", "mean", "max", "concat", "cooccurrence"], typer.Option(help="How layers become one vector.")
     ] = "concat",
     head: Annotated[Literal["mlp", "gbdt", "logistic"], typer.Option(help="What learns from the vector.")] = "mlp",
     layers: Layers = None,

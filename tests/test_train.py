@@ -26,6 +26,32 @@ def test_fusions_give_what_their_names_say():
     assert [fused_width(fusion, 3, 2) for fusion in ("mean", "max", "concat")] == [2, 2, 6]
 
 
+def test_cooccurrence_is_the_upper_triangle_beside_the_mean():
+    embeddings = np.random.default_rng(0).standard_normal((6, 3, 50)).astype(np.float32)
+    features = fuse(embeddings, "cooccurrence")
+    assert features.shape == (6, fused_width("cooccurrence", 3, 50)) == (6, 56)
+    for text, given in zip(embeddings, features, strict=True):
+        normalised = 2 / (1 + np.exp(-text @ text.T / 50)) - 1
+        assert np.allclose(given[:50], text.mean(axis=0), atol=1e-6)
+        assert np.allclose(given[50:], normalised[np.triu_indices(3)], atol=1e-6)
+
+
+def test_cooccurrence_does_not_saturate_and_is_never_nan():
+    embeddings = np.random.default_rng(0).standard_normal((200, 5, 384)).astype(np.float32)
+    pooled = fuse(embeddings, "cooccurrence")[:, 384:]
+    assert np.abs(pooled).max() < 0.7
+    extreme = fuse(np.stack([embeddings[0] * 1e6, embeddings[1] * 0]), "cooccurrence")
+    assert np.isfinite(extreme).all()
+    assert np.abs(extreme[:, 384:]).max() <= 1
+
+
+def test_cooccurrence_of_equal_layers_does_not_depend_on_their_order():
+    embeddings = np.random.default_rng(0).standard_normal((4, 3, 20)).astype(np.float32)
+    embeddings[:, 2] = embeddings[:, 0]
+    assert np.array_equal(fuse(embeddings, "cooccurrence"), fuse(embeddings[:, [2, 1, 0]], "cooccurrence"))
+    assert not np.allclose(fuse(embeddings, "cooccurrence"), fuse(embeddings[:, [1, 0, 2]], "cooccurrence"))
+
+
 def test_scaling_in_blocks_equals_scaling_at_once():
     draw = np.random.default_rng(0)
     embeddings = (draw.standard_normal((1000, 2, 8)) * 3 + 1000).astype(np.float32)
