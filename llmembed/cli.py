@@ -179,6 +179,10 @@ def train(
     layers: Layers = None,
     cache: CacheFolder = Path("cache"),
     backbone: Backbone = None,
+    hidden: Annotated[
+        str | None, typer.Option(help="Widths of the hidden layers of --head mlp; default 256.", metavar="I,J,…")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(min=0, max=0.95, help="Dropout of --head mlp; default 0.5.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes every random choice.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the classifier; default: under models/.")] = None,
     text_column: TextColumn = "text",
@@ -212,7 +216,17 @@ def train(
     loaded = load_dataset(**reading)
     _warn(*loaded.warnings)
     training = stage.train(
-        loaded, root=cache, out=out, backbone=backbone, fusion=fusion, head=head, layers=_layers(layers), seed=seed
+        loaded,
+        root=cache,
+        out=out,
+        backbone=backbone,
+        fusion=fusion,
+        head=head,
+        layers=_layers(layers),
+        seed=seed,
+        head_options={
+            name: value for name, value in (("hidden", _widths(hidden)), ("dropout", dropout)) if value is not None
+        },
     )
     _print_json(training.to_json()) if as_json else show_training(training)
 
@@ -327,6 +341,13 @@ def _layers(option: str | None) -> tuple[int, ...] | None:
         return None if option is None else tuple(int(layer) for layer in option.split(","))
     except ValueError as error:
         raise UsageError(f"--layers {option}: expected whole numbers with commas, such as -5,-4,-3.") from error
+
+
+def _widths(option: str | None) -> tuple[int, ...] | None:
+    widths = None if option is None else option.split(",")
+    if widths is not None and not all(width.isdecimal() and int(width) for width in widths):
+        raise UsageError(f"--hidden {option}: expected widths with commas, such as 512,256.")
+    return None if widths is None else tuple(map(int, widths))
 
 
 def _warn(*sentences: str) -> None:

@@ -7,7 +7,7 @@ part, for early stopping, is the data set's own or 10 % of its training rows; th
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -88,21 +88,24 @@ def train(
     head: str = "mlp",
     layers: Sequence[int] | None = None,
     seed: int = 0,
+    head_options: Mapping[str, Any] | None = None,
 ) -> Training:
     """Fit a head on a data set's embeddings, judge it on the test split and save the classifier.
 
-    The same seed on the same CPU gives the same metrics.json. Without `out` the classifier goes to a folder under
-    models/ whose name tells the settings, so that a training never replaces another one's.
+    `head_options` are parameters of the head, such as `{"hidden": (512, 256)}`. The same seed on the same CPU gives the
+    same metrics.json. Without `out` the classifier goes to a folder under models/ whose name tells the settings, so
+    that a training never replaces another one's.
 
     Raises:
         CacheError: no cache, rows missing from it, or a damaged shard, with the command that mends it.
-        UsageError: layers that the cache does not hold.
+        UsageError: layers that the cache does not hold, or parameters that the head does not have.
         ClassifierError: `out` holds something else.
     """
     start = time.perf_counter()
     cache = Cache.latest(root, dataset.name, backbone, dataset.words)
     used = fused_layers(fusion, _stored_layers(cache, layers, dataset.words))
-    settings = _settings(dataset, cache, fusion, head, used, seed)
+    estimator = make_head(head, seed=seed, **(head_options or {}))
+    settings = _settings(dataset, cache, fusion, head, used, seed) | {"head_options": dict(head_options or {})}
     out = out or Path("models") / _name(settings)
     check_destination(out)
     fit, validation, test = _parts(dataset, cache, seed)
@@ -111,7 +114,6 @@ def train(
         read_features(cache, part.located, used, scaler, fusion) for part in (fit, validation)
     )
     read = time.perf_counter()
-    estimator = make_head(head, seed=seed)
     estimator.fit(features, fit.labels, validation=(validation_features, validation.labels))
     fitted = time.perf_counter()
     classifier = Classifier(_record(cache, settings, estimator.classes_), scaler, estimator)

@@ -178,3 +178,21 @@ def test_gbdt_sums_features_into_fewer_where_they_are_too_many(digits):
     head = make_head("gbdt", rounds=20, project_above=50, sketch=100).fit(wide[0], y)
     assert (head.predict(wide[1]) == y_test).mean() > 0.9
     assert head.projection_.shape == (128, 10 + 64)
+
+
+def test_an_mlp_has_the_hidden_layers_that_it_is_asked_for(digits, tmp_path):
+    X, X_test, y, _ = digits
+    head = make_head("mlp", hidden=(24, 8), dropout=0.1, epochs=2).fit(X, y)
+    weights = [tuple(layer.weight.shape) for layer in head.network_ if hasattr(layer, "in_features")]
+    assert weights == [(24, 64), (8, 24), (10, 8)]
+    head.save(tmp_path)
+    loaded = load_head(tmp_path)
+    assert loaded.get_params() == head.get_params()
+    np.testing.assert_array_equal(loaded.predict_proba(X_test), head.predict_proba(X_test))
+
+
+def test_an_mlp_without_hidden_layers_is_linear(digits):
+    X, X_test, y, y_test = digits
+    head = make_head("mlp", hidden=(), epochs=8, learning_rate=1e-2).fit(X, y)
+    assert len(head.network_) == 1
+    assert np.mean(head.predict(X_test) == y_test) > 0.9

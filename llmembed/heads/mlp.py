@@ -1,4 +1,4 @@
-"""Multi-layer perceptron: features float32 [rows, features] -> class probabilities, through one hidden layer.
+"""Multi-layer perceptron: features float32 [rows, features] -> class probabilities, through one or more hidden layers.
 
 Trained on the CPU in a few passes over the rows; the pass with the best validation result is kept.
 Knows no texts, layers or fusion.
@@ -7,6 +7,7 @@ Knows no texts, layers or fusion.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,10 +36,10 @@ WEIGHTS_TO_SHARE = 2**18
 
 
 class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Linear -> layer normalisation -> GELU -> dropout -> linear, trained with AdamW and a one-cycle learning rate.
+    """Linear, layer normalisation, GELU, dropout for each hidden layer, then linear; AdamW, one-cycle learning rate.
 
     Args:
-        hidden: width of the hidden layer.
+        hidden: widths of the hidden layers, from the features on; with none the network is linear.
         dropout: share of hidden units that a training step leaves out.
         learning_rate: the peak of the cycle (Smith & Topin 2018).
         weight_decay: of AdamW.
@@ -50,7 +51,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
     def __init__(
         self,
         *,
-        hidden: int = 256,
+        hidden: tuple[int, ...] = (256,),
         dropout: float = 0.5,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
@@ -83,7 +84,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             X_val = as_features(validation[0], self.n_features_in_)
             val_codes = encode(validation[1], self.classes_)
         # The seed must fix the fit without changing the random state of the program around it.
-        with torch.random.fork_rng(devices=[]), _threads(self.hidden * self.n_features_in_):
+        with torch.random.fork_rng(devices=[]), _threads(self._widths()[1] * self.n_features_in_):
             torch.manual_seed(self.seed)
             self._train(features, codes, X_val, val_codes)
         self.sharpness_ = fit_sharpness(self._logits(X_val), val_codes)
@@ -134,14 +135,15 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         logits = self._logits(X_val)
         return float(np.mean(logits.argmax(axis=1) == val_codes)), -log_loss(logits, val_codes)
 
+    def _widths(self) -> list[int]:
+        return [self.n_features_in_, *self.hidden, len(self.classes_)]
+
     def _network(self) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Linear(self.n_features_in_, self.hidden),
-            nn.LayerNorm(self.hidden),
-            nn.GELU(),
-            nn.Dropout(self.dropout),
-            nn.Linear(self.hidden, len(self.classes_)),
-        )
+        layers: list[nn.Module] = []
+        widths = self._widths()
+        for width, following in pairwise(widths[:-1]):
+            layers += [nn.Linear(width, following), nn.LayerNorm(following), nn.GELU(), nn.Dropout(self.dropout)]
+        return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
     def _logits(self, features: Features) -> Features:
         self.network_.eval()
@@ -176,6 +178,8 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         """
         head: Self
         head, arrays, fitted = read_head(folder, cls)
+        # JSON has no tuples; equal parameters must stay equal.
+        head.hidden = tuple(head.hidden)
         head.sharpness_ = fitted["sharpness"]
         head.network_ = head._network()
         head.network_.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
