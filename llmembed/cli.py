@@ -5,14 +5,19 @@ Results go to stdout (`--json`: one object), everything else to stderr.
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from llmembed import __version__
 from llmembed.errors import LLMEmbedError, UsageError
+
+if TYPE_CHECKING:
+    from llmembed.dataset import Dataset
 
 app = typer.Typer(
     help="Run a frozen language model once over a data set, then fit classifiers from disk in seconds.",
@@ -97,7 +102,7 @@ def extract(
     """Stage 1: embed the texts that the cache does not have yet."""
     from llmembed import extract as stage
     from llmembed.dataset import load_dataset
-    from llmembed.show import ProgressLine, show_estimate, show_extraction
+    from llmembed.show import ProgressLine, extraction_line, show_estimate, show_extraction
 
     loaded = load_dataset(dataset, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
     _warn(*loaded.warnings)
@@ -117,8 +122,13 @@ def extract(
         _print_json(asdict(estimate)) if as_json else show_estimate(estimate)
         return
     try:
-        with ProgressLine() as progress:
-            report = stage.extract(plan, resources, on_progress=progress.update, on_loss=_warn)
+        with ProgressLine("loading the model") as progress:
+            report = stage.extract(
+                plan,
+                resources,
+                on_progress=lambda done: progress.update(done.done, done.total, extraction_line(done)),
+                on_loss=_warn,
+            )
     except KeyboardInterrupt:
         _warn(
             f"stopped; {len(plan.cache.commits)} shards in {plan.cache.folder} are kept. Run the same command to go on."
@@ -193,28 +203,9 @@ def train(
 ) -> None:
     """Stage 2: fit a classifier from the cache, without the model, and judge it on the test split."""
     from llmembed import train as stage
-    from llmembed.cache import Cache
-    from llmembed.dataset import load_dataset
     from llmembed.show import show_training
 
-    reading: dict[str, Any] = {
-        "argument": dataset,
-        "text_column": text_column,
-        "label_column": label_column,
-        "on_empty": on_empty,
-        "limit": limit,
-    }
-    if dataset is None:
-        given = {"--text-column": text_column != "text", "--label-column": label_column != "label"}
-        given |= {"--on-empty": on_empty != "error", "--limit": limit is not None}
-        if any(given.values()):
-            options = ", ".join(option for option, is_given in given.items() if is_given)
-            raise UsageError(f"{options} without a data set: name the data set that it is for.")
-        latest = Cache.latest(cache, backbone=backbone)
-        reading = latest.last_extraction().get("reading", {"argument": latest.dataset})
-        _warn(f"no data set named: taking the one last extracted, {reading['argument']} ({latest.folder})")
-    loaded = load_dataset(**reading)
-    _warn(*loaded.warnings)
+    loaded = _load_or_latest(cache, backbone, dataset, text_column, label_column, on_empty, limit)
     training = stage.train(
         loaded,
         root=cache,
@@ -229,6 +220,78 @@ def train(
         },
     )
     _print_json(training.to_json()) if as_json else show_training(training)
+
+
+@app.command()
+def compare(
+    dataset: Annotated[str | None, typer.Argument(help=f"{DATASET_HELP} Default: the one last extracted.")] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(help="Fusions with commas; default: all. Each layer alone is always compared.", metavar="F,G,…"),
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="Heads with commas; default: all.", metavar="H,I,…")] = None,
+    layers: Layers = None,
+    hidden: Annotated[
+        list[str] | None,
+        typer.Option(help="Widths of the hidden layers of mlp; repeat to compare several.", metavar="I,J,…"),
+    ] = None,
+    dropout: Annotated[
+        list[float] | None, typer.Option(min=0, max=0.95, help="Dropout of mlp; repeat to compare several.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Fit every configuration with so many seeds.")] = 1,
+    folds: Annotated[int, typer.Option(min=2, help="Validation folds of the training split.")] = 3,
+    cache: CacheFolder = Path("cache"),
+    results: Annotated[
+        Path, typer.Option(help="Folder of the results, which a second call reuses.", metavar="FOLDER")
+    ] = Path("comparisons"),
+    backbone: Backbone = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the best classifier; default: under models/.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the accuracy by layer: .png or .svg.", metavar="FILE")
+    ] = None,
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    on_empty: OnEmpty = "error",
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare fusions, heads and layers on folds of the training split; test the best one once."""
+    from llmembed import compare as stage
+    from llmembed.fusion import Fusion
+    from llmembed.show import ProgressLine, show_leaderboard
+
+    if picture is not None and picture.suffix not in (".png", ".svg"):
+        raise UsageError(f"--picture {picture}: pictures are drawn as .png or .svg.")
+    fusions = _names("--fusion", fusion, get_args(Fusion)) or stage.FUSIONS
+    heads = _names("--head", head, stage.HEADS) or stage.HEADS
+    if (hidden or dropout) and "mlp" not in heads:
+        raise UsageError(f"{'--hidden' if hidden else '--dropout'} without --head mlp: it is an option of mlp alone.")
+    loaded = _load_or_latest(cache, backbone, dataset, text_column, label_column, on_empty, limit)
+    widths, dropouts = [_widths(each) for each in hidden or []], dropout or []
+    variants = product(
+        *([(name, value) for value in values] for name, values in (("hidden", widths), ("dropout", dropouts)) if values)
+    )
+    with ProgressLine("reading the cache") as progress:
+        leaderboard = stage.compare(
+            loaded,
+            root=cache,
+            results=results,
+            out=out,
+            backbone=backbone,
+            layers=_layers(layers),
+            fusions=fusions,
+            heads=heads,
+            options={"mlp": [dict(variant) for variant in variants]},
+            seeds=range(seeds),
+            folds=folds,
+            on_progress=lambda done, total: progress.update(done, total, f"{done:,} of {total:,} fits"),
+        )
+    _print_json(leaderboard.to_json()) if as_json else show_leaderboard(leaderboard)
+    if picture is not None:
+        from llmembed.picture import draw_depths
+
+        draw_depths(leaderboard, picture)
+        _warn(f"accuracy by layer drawn in {picture}")
 
 
 @app.command()
@@ -320,6 +383,40 @@ def evaluate(
     _print_json({"dataset": judged.name, "split": split, **asdict(report)}) if as_json else show_report(report, split)
 
 
+def _load_or_latest(
+    cache: Path,
+    backbone: str | None,
+    dataset: str | None,
+    text_column: str,
+    label_column: str,
+    on_empty: Literal["error", "skip"],
+    limit: int | None,
+) -> "Dataset":
+    """Load the data set that is named, or else the one last extracted, and say which."""
+    from llmembed.cache import Cache
+    from llmembed.dataset import load_dataset
+
+    reading: dict[str, Any] = {
+        "argument": dataset,
+        "text_column": text_column,
+        "label_column": label_column,
+        "on_empty": on_empty,
+        "limit": limit,
+    }
+    if dataset is None:
+        given = {"--text-column": text_column != "text", "--label-column": label_column != "label"}
+        given |= {"--on-empty": on_empty != "error", "--limit": limit is not None}
+        if any(given.values()):
+            options = ", ".join(option for option, is_given in given.items() if is_given)
+            raise UsageError(f"{options} without a data set: name the data set that it is for.")
+        latest = Cache.latest(cache, backbone=backbone)
+        reading = latest.last_extraction().get("reading", {"argument": latest.dataset})
+        _warn(f"no data set named: taking the one last extracted, {reading['argument']} ({latest.folder})")
+    loaded = load_dataset(**reading)
+    _warn(*loaded.warnings)
+    return loaded
+
+
 def _texts(source: str | None, text: str | None, text_column: str) -> tuple[Any, list[str]]:
     import polars as pl
 
@@ -341,6 +438,14 @@ def _layers(option: str | None) -> tuple[int, ...] | None:
         return None if option is None else tuple(int(layer) for layer in option.split(","))
     except ValueError as error:
         raise UsageError(f"--layers {option}: expected whole numbers with commas, such as -5,-4,-3.") from error
+
+
+def _names(option: str, value: str | None, known: Sequence[str]) -> list[Any]:
+    names = [] if value is None else value.split(",")
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UsageError(f"{option} {value}: there is no {unknown[0]!r}; there are {', '.join(known)}.")
+    return names
 
 
 def _widths(option: str | None) -> tuple[int, ...] | None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from llmembed.compare import Leaderboard
     from llmembed.dataset import Dataset
     from llmembed.evaluate import Report
     from llmembed.extract import Estimate, Extraction
@@ -28,38 +29,37 @@ stdout = Console(highlight=False, markup=False, emoji=False)
 
 
 class ProgressLine:
-    """Progress of an extraction: a bar on a terminal, else a line every ten seconds."""
+    """Progress of a stage: a bar on a terminal, else a line every ten seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: str) -> None:
         console = Console(stderr=True)
         columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self._task = self._bar.add_task("loading the model", total=None) if self._bar else None
-        self._last = time.monotonic()
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task(waiting, total=None)
+        self._started = self._last = time.monotonic()
 
     def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._bar.stop()
 
-    def update(self, done: "Done") -> None:
-        """Show where the extraction stands."""
-        rates = (
-            f"{done.done / done.seconds:,.0f} texts/s, {done.tokens / done.seconds:,.0f} tokens/s, {_bytes(done.bytes)}"
-        )
-        line = f"{done.done:,} of {done.total:,} texts, {rates}"
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=done.done, total=done.total, description=line)
-        elif time.monotonic() - self._last >= LINE_EVERY:
+    def update(self, done: int, total: int, line: str) -> None:
+        """Show that so many of all are done, in words."""
+        self._bar.update(self._task, completed=done, total=total, description=line)
+        if self._bar.disable and done and time.monotonic() - self._last >= LINE_EVERY:
             self._last = time.monotonic()
-            left = done.seconds / done.done * (done.total - done.done)
+            left = (self._last - self._started) / done * (total - done)
             print(f"{line}, {_duration(left)} left", file=sys.stderr, flush=True)
+
+
+def extraction_line(done: "Done") -> str:
+    """Say where an extraction stands."""
+    rates = f"{done.done / done.seconds:,.0f} texts/s, {done.tokens / done.seconds:,.0f} tokens/s, {_bytes(done.bytes)}"
+    return f"{done.done:,} of {done.total:,} texts, {rates}"
 
 
 def show_extraction(report: "Extraction", dataset: "Dataset") -> None:
@@ -119,6 +119,41 @@ def show_training(training: "Training") -> None:
     show_report(report, "test")
     print(f"\nclassifier: {training.out}")
     print(f'try it:     llmembed predict {training.out} --text "…"')
+
+
+def show_leaderboard(leaderboard: "Leaderboard") -> None:
+    """Print a comparison, and how the winner did on the test split."""
+    print(
+        f"{len(leaderboard.lines)} configurations x {len(leaderboard.seeds)} seeds x {leaderboard.folds} folds of "
+        f"{leaderboard.rows:,} training rows: {leaderboard.computed:,} fits in {_duration(leaderboard.seconds)}, "
+        f"{leaderboard.reused:,} known before\n"
+    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("head", "fusion", "layers"):
+        table.add_column(heading)
+    for heading in ("accuracy", "spread", "macro-F1", "fit s"):
+        table.add_column(heading, justify="right")
+    for line in leaderboard.lines:
+        configuration = line.configuration
+        options = " ".join(f"{name}={_option(value)}" for name, value in configuration.options.items())
+        table.add_row(
+            f"{configuration.head} {options}".strip(),
+            configuration.fusion if len(configuration.layers) > 1 else "",
+            ",".join(map(str, configuration.layers)),
+            f"{line.accuracy:.2%}",
+            f"{line.spread:.2%}",
+            f"{line.macro_f1:.2%}",
+            f"{line.fit_seconds:.1f}",
+        )
+    stdout.print(table)
+    winner = leaderboard.winner
+    print("\nThe first line, chosen by these folds alone, was refitted on the whole training split and tested once:")
+    print(f"test accuracy {winner.report.accuracy:.2%}, macro-F1 {winner.report.macro_f1:.2%}")
+    print(f"\nclassifier: {winner.out}")
+
+
+def _option(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, Sequence) else str(value)
 
 
 def show_report(report: "Report", split: str) -> None:

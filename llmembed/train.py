@@ -103,7 +103,7 @@ def train(
     """
     start = time.perf_counter()
     cache = Cache.latest(root, dataset.name, backbone, dataset.words)
-    used = fused_layers(fusion, _stored_layers(cache, layers, dataset.words))
+    used = fused_layers(fusion, stored_layers(cache, layers, dataset.words))
     estimator = make_head(head, seed=seed, **(head_options or {}))
     settings = _settings(dataset, cache, fusion, head, used, seed) | {"head_options": dict(head_options or {})}
     out = out or Path("models") / _name(settings)
@@ -135,7 +135,12 @@ def train(
     return training
 
 
-def _stored_layers(cache: Cache, layers: Sequence[int] | None, words: Sequence[str]) -> tuple[int, ...]:
+def stored_layers(cache: Cache, layers: Sequence[int] | None, words: Sequence[str]) -> tuple[int, ...]:
+    """Give the layers asked for, or all that the cache holds; `words` name the data set on a command line.
+
+    Raises:
+        UsageError: the cache does not hold them, with the command that mends it.
+    """
     held = cache.spec.layers
     wanted = held if layers is None else resolve_layers(layers, cache.spec.depth, cache.spec.model)
     if not set(wanted) <= set(held):
@@ -147,13 +152,17 @@ def _stored_layers(cache: Cache, layers: Sequence[int] | None, words: Sequence[s
     return wanted
 
 
+def dataset_digest(dataset: Dataset) -> str:
+    """Identify texts, labels and splits of a data set, in their order: 16 hex digits."""
+    return sha256(json.dumps(dataset.table.rows(), ensure_ascii=False).encode()).hexdigest()[:16]
+
+
 def _settings(
     dataset: Dataset, cache: Cache, fusion: Fusion, head: str, layers: Sequence[int], seed: int
 ) -> dict[str, Any]:
-    rows = dataset.table.rows()
     return {
         "dataset": dataset.name,
-        "dataset_digest": sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16],
+        "dataset_digest": dataset_digest(dataset),
         "backbone": cache.backbone,
         "fingerprint": cache.spec.fingerprint,
         "layers": list(layers),
@@ -166,6 +175,16 @@ def _settings(
 def _name(settings: dict[str, Any]) -> str:
     digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
     return "-".join([settings["dataset"], settings["backbone"], settings["fusion"], settings["head"], digest])
+
+
+def training_part(dataset: Dataset, cache: Cache) -> Part:
+    """Give the rows of the training split.
+
+    Raises:
+        CacheError: rows missing from the cache, or a damaged shard, with the command that mends it.
+    """
+    located = cache.locate_all([text_key(text) for text in dataset.texts("train")], dataset.words)
+    return Part(located, np.array(dataset.labels("train")))
 
 
 def _parts(dataset: Dataset, cache: Cache, seed: int) -> tuple[Part, Part, Part]:

@@ -1,0 +1,321 @@
+"""Which fusion, head and layers are best? Every configuration on validation folds of the training split, then one test.
+
+In: a data set and its cache. Out: a `Leaderboard`, whose winner is refitted on the whole training split and meets the
+test split once. Results are kept on disk, so that a second call, or one after a kill, computes only what is new.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from sklearn.model_selection import StratifiedKFold
+
+from llmembed.cache import Cache
+from llmembed.cache.store import LocalStore
+from llmembed.dataset import Dataset
+from llmembed.errors import DatasetError
+from llmembed.evaluate import evaluate
+from llmembed.fusion import Fusion, fused_layers
+from llmembed.heads import make_head
+from llmembed.scaling import fit_scaler
+from llmembed.train import VERSIONS, Part, Training, dataset_digest, read_features, stored_layers, train, training_part
+
+FUSIONS: tuple[Fusion, ...] = ("mean", "max", "concat", "cooccurrence")
+HEADS = ("mlp", "gbdt", "logistic")
+FOLDS = 3
+
+
+class Configuration(BaseModel):
+    """What is compared: how layers are fused, which, and the head with its options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fusion: Fusion
+    layers: tuple[int, ...]
+    head: str
+    options: dict[str, Any] = {}
+
+
+class Trial(BaseModel):
+    """One configuration fitted with one seed on all folds but one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    configuration: Configuration
+    seed: int
+    fold: int
+    folds: int
+
+
+class Result(BaseModel):
+    """How a trial did on the fold that it had not seen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trial: Trial
+    accuracy: float
+    macro_f1: float
+    fit_seconds: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """A configuration on the leaderboard: means over folds and seeds, and the standard deviation of the accuracy."""
+
+    configuration: Configuration
+    accuracy: float
+    spread: float
+    macro_f1: float
+    fit_seconds: float
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """What a comparison found.
+
+    Attributes:
+        lines: best validation accuracy first.
+        by_depth: lines of the configurations that read one layer alone, by head, in the order of the layers.
+        rows: rows of the training split, on whose folds the lines were measured.
+        folds, seeds: how often each configuration was fitted.
+        computed, reused: trials of this call, and of earlier ones.
+        seconds: wall time of the trials of this call.
+        winner: the first line, refitted on the whole training split and tested once.
+    """
+
+    lines: tuple[Line, ...]
+    by_depth: dict[str, tuple[Line, ...]]
+    rows: int
+    folds: int
+    seeds: tuple[int, ...]
+    computed: int
+    reused: int
+    seconds: float
+    winner: Training
+
+    def to_json(self) -> dict[str, Any]:
+        """Give one object for `--json`."""
+        lines = [{**asdict(line), "configuration": line.configuration.model_dump()} for line in self.lines]
+        counts = {name: getattr(self, name) for name in ("rows", "folds", "seeds", "computed", "reused", "seconds")}
+        return {"lines": lines, **counts, "winner": self.winner.to_json()}
+
+
+def configurations(
+    layers: Sequence[int],
+    *,
+    fusions: Sequence[Fusion] = FUSIONS,
+    heads: Sequence[str] = HEADS,
+    options: dict[str, Sequence[dict[str, Any]]] | None = None,
+) -> list[Configuration]:
+    """Lay out what is compared: each fusion of all layers and each layer alone, with each head and its options."""
+    choices: list[tuple[Fusion, tuple[int, ...]]] = [(fusion, fused_layers(fusion, layers)) for fusion in fusions]
+    choices += [("last", (layer,)) for layer in layers if ("last", (layer,)) not in choices]
+    tried = options or {}
+    return [
+        Configuration(fusion=fusion, layers=chosen, head=head, options=each)
+        for (fusion, chosen), head in product(choices, heads)
+        for each in tried.get(head, [{}])
+    ]
+
+
+def compare(
+    dataset: Dataset,
+    *,
+    root: Path,
+    results: Path = Path("comparisons"),
+    out: Path | None = None,
+    backbone: str | None = None,
+    layers: Sequence[int] | None = None,
+    fusions: Sequence[Fusion] = FUSIONS,
+    heads: Sequence[str] = HEADS,
+    options: dict[str, Sequence[dict[str, Any]]] | None = None,
+    seeds: Sequence[int] = (0,),
+    folds: int = FOLDS,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Leaderboard:
+    """Compare configurations on folds of the training split, and test the best of them once.
+
+    `options` gives the variants of a head, such as `{"mlp": [{"hidden": (64,)}, {"hidden": (256,)}]}`. Trials run in
+    parallel, one per core; each is written to a file under `results` when it is done. The same seeds give the same
+    lines but for the times.
+
+    Raises:
+        CacheError: no cache, rows missing from it, or a damaged shard, with the command that mends it.
+        DatasetError: a class has fewer training rows than there are folds.
+    """
+    start = perf_counter()
+    cache = Cache.latest(root, dataset.name, backbone, dataset.words)
+    part = training_part(dataset, cache)
+    _refuse_small_classes(part, folds, dataset)
+    compared = configurations(
+        stored_layers(cache, layers, dataset.words), fusions=fusions, heads=heads, options=options
+    )
+    trials = [
+        Trial(configuration=configuration, seed=seed, fold=fold, folds=folds)
+        for configuration, seed, fold in product(compared, seeds, range(folds))
+    ]
+    kept = _Results(results / f"{dataset.name}-{cache.folder.name}", dataset)
+    found = {kept.name(trial): kept.read(trial) for trial in trials}
+    new = [trial for trial in trials if found[kept.name(trial)] is None]
+    for done, result in enumerate(_run_all(new, cache, part), start=1):
+        kept.write(result)
+        found[kept.name(result.trial)] = result
+        on_progress(done, len(new))
+    lines = _rank(compared, [result for result in found.values() if result is not None])
+    seconds = perf_counter() - start
+    best = lines[0].configuration
+    return Leaderboard(
+        lines=tuple(lines),
+        by_depth={head: _by_depth(lines, head) for head in heads},
+        rows=len(part.labels),
+        folds=folds,
+        seeds=tuple(seeds),
+        computed=len(new),
+        reused=len(trials) - len(new),
+        seconds=round(seconds, 3),
+        winner=train(
+            dataset,
+            root=root,
+            out=out,
+            backbone=backbone,
+            fusion=best.fusion,
+            head=best.head,
+            layers=best.layers,
+            seed=seeds[0],
+            head_options=best.options,
+        ),
+    )
+
+
+class _Results:
+    """Results on disk, one file each, named by all that determines them."""
+
+    def __init__(self, folder: Path, dataset: Dataset) -> None:
+        self._store = LocalStore(folder)
+        self._context = {"dataset": dataset_digest(dataset), "versions": {name: version(name) for name in VERSIONS}}
+
+    def read(self, trial: Trial) -> Result | None:
+        try:
+            return Result.model_validate_json(self._store.read(self.name(trial)))
+        except (FileNotFoundError, ValidationError):
+            # Damaged counts as missing: it is made again.
+            return None
+
+    def write(self, result: Result) -> None:
+        self._store.put(self.name(result.trial), result.model_dump_json().encode())
+
+    def name(self, trial: Trial) -> str:
+        """Name the file of a trial."""
+        content = json.dumps({**self._context, **trial.model_dump(mode="json")}, sort_keys=True)
+        return f"{sha256(content.encode()).hexdigest()[:24]}.json"
+
+
+def _refuse_small_classes(part: Part, folds: int, dataset: Dataset) -> None:
+    labels, counts = np.unique(part.labels, return_counts=True)
+    if counts.min() < folds:
+        raise DatasetError(
+            f"{dataset.origin}: the class {labels[counts.argmin()]} has {counts.min()} training rows, fewer than "
+            f"--folds {folds}; lower --folds or leave the class out."
+        )
+
+
+def _run_all(trials: Sequence[Trial], cache: Cache, part: Part) -> Iterable[Result]:
+    if not trials:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(
+            min(cores, len(trials)), get_context("spawn"), initializer=_open, initargs=(cache.folder, part)
+        ) as pool,
+    ):
+        # The widest first, so that no long trial begins when the others have ended.
+        waiting = [pool.submit(_run, trial) for trial in sorted(trials, key=_width, reverse=True)]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _width(trial: Trial) -> int:
+    configuration = trial.configuration
+    return len(configuration.layers) if configuration.fusion == "concat" else 1
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    # Read by OpenMP and BLAS when the processes start: threads of several processes on one core wait for each other.
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ |= dict.fromkeys(names, "1")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+# What a process of the pool works on, set when it starts: the cache and the training rows.
+_opened: dict[str, Any] = {}
+
+
+def _open(folder: Path, part: Part) -> None:
+    _opened.update(cache=Cache.open(folder), part=part)
+
+
+def _run(trial: Trial) -> Result:
+    cache, part = _opened["cache"], _opened["part"]
+    fit, held = _fold(part, trial)
+    configuration = trial.configuration
+    scaler = fit_scaler(block for _, block in cache.blocks(fit.located, configuration.layers))
+    features, unseen = (
+        read_features(cache, each.located, configuration.layers, scaler, configuration.fusion) for each in (fit, held)
+    )
+    start = perf_counter()
+    head = make_head(configuration.head, seed=trial.seed, **configuration.options).fit(features, fit.labels)
+    seconds = perf_counter() - start
+    report = evaluate(held.labels.tolist(), head.predict_proba(unseen), [str(label) for label in head.classes_])
+    return Result(trial=trial, accuracy=report.accuracy, macro_f1=report.macro_f1, fit_seconds=round(seconds, 3))
+
+
+def _fold(part: Part, trial: Trial) -> tuple[Part, Part]:
+    splits = StratifiedKFold(trial.folds, shuffle=True, random_state=trial.seed).split(part.labels, part.labels)
+    fit, held = list(splits)[trial.fold]
+    return part.take(fit), part.take(held)
+
+
+def _rank(compared: Sequence[Configuration], results: Sequence[Result]) -> list[Line]:
+    lines = []
+    for configuration in compared:
+        own = [result for result in results if result.trial.configuration == configuration]
+        accuracies = [result.accuracy for result in own]
+        lines.append(
+            Line(
+                configuration=configuration,
+                accuracy=round(float(np.mean(accuracies)), 6),
+                spread=round(float(np.std(accuracies)), 6),
+                macro_f1=round(float(np.mean([result.macro_f1 for result in own])), 6),
+                fit_seconds=round(float(np.mean([result.fit_seconds for result in own])), 3),
+            )
+        )
+    return sorted(lines, key=lambda line: (line.accuracy, line.macro_f1), reverse=True)
+
+
+def _by_depth(lines: Sequence[Line], head: str) -> tuple[Line, ...]:
+    alone = [line for line in lines if line.configuration.fusion == "last" and line.configuration.head == head]
+    return tuple(sorted(alone, key=lambda line: line.configuration.layers))
