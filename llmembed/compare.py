@@ -29,6 +29,7 @@ from llmembed.errors import DatasetError
 from llmembed.evaluate import evaluate
 from llmembed.fusion import Fusion, fused_layers
 from llmembed.heads import make_head
+from llmembed.parent import die_with_parent
 from llmembed.scaling import fit_scaler
 from llmembed.train import VERSIONS, Part, Training, dataset_digest, read_features, stored_layers, train, training_part
 
@@ -275,6 +276,8 @@ _opened: dict[str, Any] = {}
 
 
 def _open(folder: Path, part: Part) -> None:
+    # The processes of a pool wait for work for ever when the one that made them is killed.
+    die_with_parent()
     _opened.update(cache=Cache.open(folder), part=part)
 
 

@@ -90,11 +90,13 @@ def test_killed_it_goes_on_where_it_was(pydocs, pydocs_cache, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.DEVNULL)
     while process.poll() is None and not list((tmp_path / "r").glob("*/[!.]*.json")):
         time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = len(list((tmp_path / "r").glob("*/[!.]*.json")))
     done = subprocess.run([sys.executable, "-c", program, *words], stdout=subprocess.PIPE, check=True)
     found = json.loads(done.stdout)
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
     assert found["reused"] == kept > 0
     assert found["computed"] == 2 * 6 * 2 - kept > 0
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from llmembed.cli import app
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("vllm_on_cpu")]
 
 
 def check_parity(*options: str) -> tuple[int, dict]:

@@ -7,8 +7,10 @@ ready. Knows no cache.
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,7 @@ class VllmBackbone:
         arguments.tensor_parallel_size = tensor_parallel
         self._engine = _start(arguments, spec.model)
         _check_config(self._engine, spec.model)
+        _watch(self._engine)
         self._request = count()
         self.engine = {
             "engine": "vllm",
@@ -86,20 +89,33 @@ class VllmBackbone:
         try:
             while True:
                 while len(queue) < BLOCKS_AT_ONCE and (tokens := next(waiting, None)) is not None:
-                    queue.append(self._submit(tokens))
+                    with self._deaths():
+                        queue.append(self._submit(tokens))
                 if not queue:
                     return
                 while queue[0].rows:
-                    on_batch(*self._step(queue))
+                    with self._deaths():
+                        done = self._step(queue)
+                    on_batch(*done)
                 yield queue.popleft().embeddings
-        except (EngineDeadError, RuntimeError) as error:
-            raise EngineError(f"vLLM died with {self.spec.model} ({_reason(error)}); {_remedy()}.") from error
+        except EngineError:
+            # A dead engine has nothing left to abort.
+            queue.clear()
+            raise
         finally:
             self._engine.abort_request([request for block in queue for request in block.rows])
 
     def close(self) -> None:
         """End vLLM's processes, which frees the device."""
         self._engine.engine_core.shutdown()
+
+    @contextmanager
+    def _deaths(self) -> Iterator[None]:
+        # Only around calls of vLLM: an error of whoever gives the texts or takes the embeddings is none of its own.
+        try:
+            yield
+        except (EngineDeadError, RuntimeError) as error:
+            raise EngineError(f"vLLM died with {self.spec.model} ({_reason(error)}); {_remedy()}.") from error
 
     def _submit(self, tokens: Tokens) -> _Block:
         rows = {str(next(self._request)): row for row in range(len(tokens.ids))}
@@ -118,6 +134,8 @@ class VllmBackbone:
 
 
 def _arguments(spec: BackboneSpec, files: ModelFiles) -> dict[str, Any]:
+    # These models have no sliding window in transformers; vLLM would obey one that a config.json names all the same.
+    windowless = {"sliding_window": None} if files.model_type in ("llama", "gemma") else {}
     return {
         "model": str(files.folder),
         "runner": "pooling",
@@ -126,6 +144,7 @@ def _arguments(spec: BackboneSpec, files: ModelFiles) -> dict[str, Any]:
             "architectures": [architecture(files.model_type)],
             # Layers above the highest chosen one are not even loaded.
             "num_hidden_layers": max(*spec.layers, 1),
+            **windowless,
             "llmembed": {"layers": list(spec.layers), "depth": spec.depth, "pooling": spec.pooling},
         },
         "skip_tokenizer_init": True,
@@ -152,6 +171,19 @@ def _start(arguments: EngineArgs, model: str) -> LLMEngine:
         return LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
     except (RuntimeError, ValueError, OSError) as error:
         raise EngineError(f"vLLM could not start {model} ({_reason(error)}); {_remedy()}.") from error
+
+
+def _watch(engine: LLMEngine) -> None:
+    # When its process is killed from outside, vLLM's synchronous client would wait for an answer for ever.
+    client = engine.engine_core
+    if not hasattr(client, "outputs_queue"):
+        return
+
+    def wait_and_tell() -> None:
+        client.resources.engine_manager.monitor_engine_liveness()
+        client.outputs_queue.put(EngineDeadError())
+
+    Thread(target=wait_and_tell, daemon=True).start()
 
 
 def _check_config(engine: LLMEngine, model: str) -> None:

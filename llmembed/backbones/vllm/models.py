@@ -36,6 +36,7 @@ class _Layers:
     """What both kinds share: which layers are wanted, the pooler over them, and the weights that are loaded."""
 
     model: Any
+    packed_modules_mapping: dict[str, list[str]]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         chosen = vllm_config.model_config.hf_config.llmembed
@@ -55,9 +56,33 @@ class _Layers:
         return torch.cat([states[layer] for layer in self._wanted], dim=-1)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load the layers that run; their names may begin with that of the model."""
-        loaded: set[str] = super().load_weights(self._needed(weights))  # type: ignore[misc]
+        """Load the layers that run; their names may begin with that of the model.
+
+        Raises:
+            ValueError: a weight is missing.
+        """
+        given: set[str] = set()
+
+        def noted() -> Iterable[tuple[str, Tensor]]:
+            for name, weight in self._needed(weights):
+                given.add(name.removeprefix("model."))
+                yield name, weight
+
+        loaded: set[str] = super().load_weights(noted())  # type: ignore[misc]
+        lacking = sorted(self._parts(loaded) - given)
+        if lacking:
+            raise ValueError(f"the safetensors lack {len(lacking)} weights of the model, such as {lacking[0]}")
         return loaded
+
+    def _parts(self, loaded: set[str]) -> set[str]:
+        # vLLM packs matrices that are multiplied together, and counts one as loaded as soon as one of its parts was.
+        return {
+            whole.removeprefix("model.").replace(packed, part)
+            for packed, parts in self.packed_modules_mapping.items()
+            for whole in loaded
+            if f".{packed}." in whole
+            for part in parts
+        }
 
     def _needed(self, weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
         for name, weight in weights:

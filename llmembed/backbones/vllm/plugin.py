@@ -3,9 +3,7 @@
 `MODELS` is also the list of what this engine can run, by `model_type` of config.json.
 """
 
-import os
-from multiprocessing import parent_process
-from threading import Thread
+from llmembed.parent import die_with_parent
 
 MODELS = {
     "bert": "Bert",
@@ -33,17 +31,5 @@ def register() -> None:
         name = architecture(model_type)
         # A string keeps CUDA and the model's module out of processes that only read the registry.
         ModelRegistry.register_model(name, f"llmembed.backbones.vllm.models:{name}")
-    _die_with_parent()
-
-
-def _die_with_parent() -> None:
     # vLLM's engine process outlives a killed parent, and would keep the memory of its GPU.
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def wait_and_die() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=wait_and_die, daemon=True).start()
+    die_with_parent()
