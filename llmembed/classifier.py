@@ -83,7 +83,9 @@ class Classifier:
                 f"{spec.tokenizer[:12]}; {files.folder} has {found[0][:12]} and {found[1][:12]}. "
                 "Name the right one with --backbone."
             )
-        return load_backbone(spec.model_copy(update={"layers": self.record.layers}), files, device=device)
+        # vLLM takes a minute to start, which most predictions do not.
+        read = spec.model_copy(update={"layers": self.record.layers})
+        return load_backbone(read, files, engine="transformers", device=device)
 
     def predict_texts(self, texts: Sequence[str], backbone: Backbone) -> Iterator[np.ndarray]:
         """Classify [rows] texts, a block of up to 2,048 at a time.

@@ -106,22 +106,29 @@ class Resources:
         """Give the options of `load_backbone`."""
         return {"engine": self.engine, "device": self.device, "tensor_parallel": self.tensor_parallel}
 
-    def groups(self) -> list[str]:
-        """Name the GPUs of each process.
+    def groups(self, visible: Sequence[str]) -> list[str]:
+        """Name the GPUs of each process, of those that are visible.
 
         Raises:
             UsageError: no such GPUs, or also a device.
         """
         if self.gpus is not None and self.device is not None:
             raise UsageError(f"--gpus {self.gpus} and --device {self.device}: name one of them.")
-        return [] if self.gpus is None else group_gpus(self.gpus, visible_gpus(), self.tensor_parallel)
+        return [] if self.gpus is None else group_gpus(self.gpus, visible, self.tensor_parallel)
 
-    def in_use(self) -> list[str]:
-        """Name all GPUs that take part."""
+    def in_use(self, visible: Sequence[str]) -> list[str]:
+        """Name all GPUs that take part, of those that are visible.
+
+        Raises:
+            UsageError: there are not so many.
+        """
         if self.gpus is not None:
-            return [gpu for group in self.groups() for gpu in group.split(",")]
-        first = int((self.device or "").rpartition(":")[2] or 0) if (self.device or "cuda").startswith("cuda") else None
-        return [] if first is None else visible_gpus()[first : first + self.tensor_parallel]
+            return [gpu for group in self.groups(visible) for gpu in group.split(",")]
+        if 1 < self.tensor_parallel > len(visible):
+            raise UsageError(f"--tensor-parallel {self.tensor_parallel}: {len(visible)} GPUs can be used here.")
+        kind, _, number = (self.device or "cuda").partition(":")
+        first = int(number) if number.isdecimal() else 0
+        return list(visible[first : first + self.tensor_parallel]) if kind == "cuda" else []
 
 
 CHOOSE = Resources()
@@ -213,7 +220,7 @@ def extract(
         BackboneError: the model cannot be loaded, or gave a value that must not be stored; its shard does not count.
     """
     start = time.perf_counter()
-    gpus = resources.in_use()
+    gpus = resources.in_use(visible_gpus())
     repaired = plan.cache.prepare()
     before = energy(gpus)
     tally = _embed_missing(plan, resources, _Tally(plan, on_progress), on_loss)
@@ -229,7 +236,7 @@ def extract(
         seconds=round(time.perf_counter() - start, 3),
         texts_per_second=round(done.done / done.seconds, 1) if done.done else 0.0,
         tokens_per_second=round(done.tokens / done.seconds, 1) if done.done else 0.0,
-        mfu=_utilisation(plan, done, len(gpus)) if on_gpu else None,
+        mfu=_utilisation(plan, done, gpus) if on_gpu else None,
         watt_hours=round((after - before) / 3600, 3) if on_gpu and before is not None and after is not None else None,
         engine=tally.engine,
         bytes=plan.cache.size,
@@ -246,6 +253,7 @@ def extract(
 
 def estimate(plan: Plan, resources: Resources = CHOOSE) -> Estimate:
     """Say what an extraction would do, from all texts tokenised and a sample of them embedded; writes nothing."""
+    processes = max(len(resources.groups(visible_gpus())), 1)
     missing = list(plan.missing().values())
     tokens, truncated, seconds = 0, 0, 0.0
     if missing:
@@ -262,7 +270,7 @@ def estimate(plan: Plan, resources: Resources = CHOOSE) -> Estimate:
         tokens=tokens,
         truncated=truncated,
         bytes=len(missing) * _row_bytes(plan.spec),
-        expected_seconds=round(seconds / max(len(resources.groups()), 1), 1),
+        expected_seconds=round(seconds / processes, 1),
         cache=str(plan.cache.folder),
     )
 
@@ -289,7 +297,7 @@ class _Tally:
 
 
 def _embed_missing(plan: Plan, resources: Resources, tally: _Tally, on_loss: Callable[[str], None]) -> _Tally:
-    missing, groups = plan.missing(), resources.groups()
+    missing, groups = plan.missing(), resources.groups(visible_gpus())
     tally.done = replace(tally.done, total=len(missing))
     if not missing:
         return tally
@@ -318,9 +326,10 @@ def _embed_missing(plan: Plan, resources: Resources, tally: _Tally, on_loss: Cal
     return tally
 
 
-def _utilisation(plan: Plan, done: Progress, gpus: int) -> float:
+def _utilisation(plan: Plan, done: Progress, gpus: Sequence[str]) -> float | None:
+    rate = matrix_rate(visible_gpus().index(gpus[0]))
     operations = done.tokens * plan.files.operations_per_token(max(plan.spec.layers))
-    return round(operations / done.seconds / (matrix_rate() * gpus), 4)
+    return None if rate is None else round(operations / done.seconds / (rate * len(gpus)), 4)
 
 
 def _row_bytes(spec: BackboneSpec) -> int:

@@ -6,10 +6,15 @@ Without an NVIDIA driver there are none. Knows no model.
 import os
 import time
 from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import pynvml
 
 from llmembed.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Products of matrices this large run at the full rate of any card, and take 0.4 GB.
 MATRIX = 8192
@@ -25,7 +30,9 @@ def visible_gpus() -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+        named = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+        # CUDA reads the list up to the first that is not there, such as -1.
+        return list(takewhile(lambda gpu: not gpu.startswith("-"), named))
     return [str(gpu) for gpu in range(pynvml.nvmlDeviceGetCount())]
 
 
@@ -57,20 +64,29 @@ def energy(gpus: Sequence[str]) -> float | None:
         return None
 
 
-def matrix_rate() -> float:
-    """Measure the floating-point operations per second of bfloat16 matrix products on the first GPU."""
+def matrix_rate(gpu: int = 0) -> float | None:
+    """Measure the floating-point operations per second of bfloat16 matrix products on a visible GPU.
+
+    None where it has no memory left for the two matrices.
+    """
     import torch
 
-    left, right = (torch.randn(MATRIX, MATRIX, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    best = 0.0
+    try:
+        left, right = (torch.randn(MATRIX, MATRIX, device=f"cuda:{gpu}", dtype=torch.bfloat16) for _ in range(2))
+        return max(_rate(left, right) for _ in range(5))
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _rate(left: "Tensor", right: "Tensor") -> float:
+    import torch
+
+    torch.cuda.synchronize(left.device)
+    start = time.perf_counter()
     for _ in range(5):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(5):
-            left @ right
-        torch.cuda.synchronize()
-        best = max(best, 5 * 2 * MATRIX**3 / (time.perf_counter() - start))
-    return best
+        left @ right
+    torch.cuda.synchronize(left.device)
+    return 5 * 2 * MATRIX**3 / (time.perf_counter() - start)
 
 
 def _handle(gpu: str) -> object:

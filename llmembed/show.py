@@ -36,7 +36,9 @@ class ProgressLine:
         columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task(waiting, total=None)
-        self._started = self._last = time.monotonic()
+        self._last = time.monotonic()
+        # When something was first done, and how much: loading a model says nothing of the rest.
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -50,9 +52,11 @@ class ProgressLine:
     def update(self, done: int, total: int, line: str) -> None:
         """Show that so many of all are done, in words."""
         self._bar.update(self._task, completed=done, total=total, description=line)
-        if self._bar.disable and done and time.monotonic() - self._last >= LINE_EVERY:
+        self._first = self._first or (time.monotonic(), done)
+        since, before = self._first
+        if self._bar.disable and done > before and time.monotonic() - self._last >= LINE_EVERY:
             self._last = time.monotonic()
-            left = (self._last - self._started) / done * (total - done)
+            left = (self._last - since) / (done - before) * (total - done)
             print(f"{line}, {_duration(left)} left", file=sys.stderr, flush=True)
 
 

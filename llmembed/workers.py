@@ -26,7 +26,7 @@ from llmembed.backbones.precision import stored
 from llmembed.backbones.weights import ModelFiles
 from llmembed.cache import Cache
 from llmembed.cache.shard import Rows
-from llmembed.errors import EngineError, LLMEmbedError
+from llmembed.errors import BackboneError, EngineError, LLMEmbedError
 
 # The texts of one shard by key, in its order.
 Block = Mapping[bytes, str]
@@ -164,8 +164,14 @@ class _Dealer:
             for worker in self._alive.values():
                 if worker.idle and self._waiting:
                     self._give_next(worker)
-            for connection in wait(list(self._alive)):
-                self._listen(self._alive[connection])  # type: ignore[index]
+            wait([*self._alive, *(worker.process.sentinel for worker in self._alive.values())])
+            for worker in list(self._alive.values()):
+                # One that died may have said something before.
+                died = not worker.process.is_alive()
+                if worker.connection.poll():
+                    self._listen(worker)
+                elif died:
+                    self._lose(worker, f"it ended with exit code {worker.process.exitcode}.")
 
     def _listen(self, worker: _Worker) -> None:
         try:
@@ -177,8 +183,11 @@ class _Dealer:
             self._on_ready(*content)
         elif message == "idle":
             worker.idle = True
-        elif message == "more":
+        elif message == "more" and len(self._waiting) > self._without_work():
             self._give_next(worker)
+        elif message == "more":
+            # A worker takes some blocks ahead; not those that another would have nothing without.
+            self._give(worker, None)
         elif message == "batch":
             self._count(worker, *content)
         elif message == "shard":
@@ -189,14 +198,18 @@ class _Dealer:
         else:
             self._lose(worker, *content)
 
+    def _without_work(self) -> int:
+        return sum(not worker.uncommitted for worker in self._alive.values())
+
     def _give_next(self, worker: _Worker) -> None:
+        worker.uncommitted.append(self._waiting.popleft())
+        self._give(worker, self._blocks[worker.uncommitted[-1]])
+
+    def _give(self, worker: _Worker, block: Block | None) -> None:
         worker.idle = False
-        number = self._waiting.popleft() if self._waiting else None
-        if number is not None:
-            worker.uncommitted.append(number)
-        # A worker that has just died reads nothing; the end of its pipe is seen next.
+        # A worker that has just died reads nothing; its end is seen next.
         with suppress(OSError):
-            worker.connection.send(None if number is None else self._blocks[number])
+            worker.connection.send(block)
 
     def _count(self, worker: _Worker, texts: int, tokens: int) -> None:
         worker.texts, worker.tokens = worker.texts + texts, worker.tokens + tokens
@@ -242,6 +255,10 @@ def _work(
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             backbone = load_backbone(spec, files, **loading)
+            if gpus and backbone.engine["device"] == "cpu":
+                raise BackboneError(
+                    "--gpus: torch can use no GPU here; `make extract` sets up an environment that can."
+                )
             tell("ready", backbone.engine)
             with closing(backbone):
                 while (block := ask("idle")) is not None:

@@ -1,3 +1,5 @@
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from transformers import AutoModel
 from llmembed.backbones import describe_backbone, load_backbone, resolve_layers
 from llmembed.backbones.pooling import pool
 from llmembed.backbones.precision import stored
+from llmembed.backbones.vllm.plugin import unsuitable
 from llmembed.backbones.weights import find_model
 from llmembed.errors import BackboneError
 
@@ -169,6 +172,24 @@ def test_a_length_beyond_the_model_is_refused_and_a_jobs_is_cut():
         describe_backbone("minilm", layers=(-1,), pooling="mean", max_length=1024)
     spec, _ = describe_backbone("minilm", layers=(-1,), pooling="mean", max_length=None, at_most=1024)
     assert spec.max_length == 512
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "phi"}, "is of the type phi; the vllm engine runs bert, .*, roberta"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "turns the direction of attention"),
+        ({"model_type": "bert", "is_decoder": True}, "turns the direction of attention"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 2}, "window in some of its layers"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": False}, "^$"),
+        ({"model_type": "llama", "is_decoder": True}, "^$"),
+    ],
+)
+def test_the_vllm_engine_is_not_for_what_it_would_compute_otherwise(config, reason, tiny_llama, tmp_path):
+    folder = copy_of(tiny_llama, tmp_path)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | config))
+    assert re.search(reason, unsuitable(find_model(str(folder))))
 
 
 def copy_of(folder: Path, parent: Path) -> Path:

@@ -15,8 +15,8 @@ from test_backbones import copy_of
 
 from llmembed.cache import Cache
 from llmembed.dataset import Dataset, load_dataset, text_key
-from llmembed.errors import BackboneError
-from llmembed.extract import SHARD_ROWS, estimate, extract, plan_extraction
+from llmembed.errors import BackboneError, UsageError
+from llmembed.extract import SHARD_ROWS, Resources, estimate, extract, plan_extraction
 
 
 @pytest.fixture
@@ -157,3 +157,38 @@ def test_a_second_extraction_does_not_even_import_torch(pydocs_cache, pydocs):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.split() == ["0", "False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus"),
+    [
+        (Resources(), ["3"]),
+        (Resources(device="cuda"), ["3"]),
+        (Resources(device="cuda:1"), ["5"]),
+        (Resources(device="cpu"), []),
+        (Resources(tensor_parallel=2), ["3", "5"]),
+        (Resources(gpus="all"), ["3", "5"]),
+        (Resources(gpus="1"), ["5"]),
+    ],
+)
+def test_the_energy_of_the_gpus_in_use_is_counted(resources, gpus):
+    assert resources.in_use(["3", "5"]) == gpus
+
+
+def test_more_gpus_than_there_are_cannot_share_a_model():
+    with pytest.raises(UsageError, match="--tensor-parallel 4: 2 GPUs"):
+        Resources(tensor_parallel=4).in_use(["0", "1"])
+
+
+def test_a_device_and_gpus_exclude_each_other():
+    with pytest.raises(UsageError, match="--gpus all and --device cpu"):
+        Resources(gpus="all", device="cpu").groups(["0"])
+
+
+def test_on_the_cpu_there_is_neither_utilisation_nor_energy(small, tiny_llama, tmp_path):
+    plan = plan_extraction(small, root=tmp_path, backbone=str(tiny_llama))
+    report = extract(plan, Resources(engine="transformers", device="cpu"))
+    assert (report.mfu, report.watt_hours) == (None, None)
+    assert report.tokens_per_second > report.texts_per_second > 0
+    assert report.engine == plan.cache.commits[0].engine
+    assert plan.cache.last_extraction()["engine"]["engine"] == "transformers"

@@ -142,6 +142,19 @@ def test_every_architecture_equals_the_transformers_engine(model_type, tiny_llam
     check(describe(folder), texts)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+def test_a_model_that_is_compiled_as_on_a_gpu_gives_the_same(model_type, tiny_llama, texts, tmp_path):
+    folder = save_tiny(tmp_path / "model", tiny_llama, model_type)
+    check(describe(folder), texts, enforce_eager=False)
+
+
+def test_a_shorter_limit_in_the_files_of_sentence_transformers_does_not_count(texts):
+    described = describe("minilm", (6,), max_length=512)
+    with started(described) as backbone:
+        assert backbone.tokenize([" ".join(texts)]).lengths.max() == 512
+        assert relative_error(embed(backbone, [" ".join(texts)]), reference(described, [" ".join(texts)])) < TOLERANCE
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gemma3_text", "qwen3", "bert"])
 def test_layers_above_the_highest_chosen_one_do_not_run(model_type, tiny_llama, texts, tmp_path):
     described = describe(save_tiny(tmp_path / "model", tiny_llama, model_type), (1, 2))

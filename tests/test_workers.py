@@ -100,3 +100,17 @@ def test_a_value_that_must_not_be_stored_ends_the_job(tiny_llama, many, tmp_path
     with pytest.raises(BackboneError, match="gave nan in layer 2"):
         Run(folder, many, tmp_path / "cache")()
     assert not active_children()
+
+
+def test_a_worker_that_finds_no_gpu_does_not_fall_back_to_the_cpu(tiny_llama, many, tmp_path):
+    run = Run(tiny_llama, many[:20], tmp_path)
+    with pytest.raises(BackboneError, match="torch can use no GPU here"):
+        embed_on_gpus(
+            *(run.spec, run.files, run.blocks, run.cache, ["0"]),
+            on_ready=run.engines.append,
+            on_batch=run.on_batch,
+            on_loss=run.losses.append,
+            engine="transformers",
+            device="cpu",
+        )
+    assert not run.cache.commits

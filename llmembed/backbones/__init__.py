@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from llmembed.backbones.vllm.plugin import MODELS
+from llmembed.backbones.vllm.plugin import unsuitable
 from llmembed.backbones.weights import ModelFiles, find_model
 from llmembed.errors import BackboneError, UsageError
 from llmembed.job import Pooling
@@ -166,7 +166,7 @@ def load_backbone(
         if device is not None:
             raise UsageError(f"--engine vllm and --device {device}: vLLM runs on the GPUs that --gpus names.")
         if find_spec("vllm") is None:
-            raise BackboneError("vLLM is not installed here; `make extract` installs it where a GPU is found.")
+            raise BackboneError("vLLM is not installed here; `make extract DATASET=…` sets up .venv-gpu with it.")
         from llmembed.backbones.vllm.engine import VllmBackbone
 
         return VllmBackbone(spec, files, tensor_parallel=tensor_parallel)
@@ -181,7 +181,7 @@ def choose_engine(files: ModelFiles, *, device: str | None = None, tensor_parall
     """Choose vLLM to split a model, or where it is installed beside a GPU and knows the model; else transformers."""
     if tensor_parallel > 1:
         return "vllm"
-    if device is not None or find_spec("vllm") is None or files.model_type not in MODELS:
+    if device is not None or find_spec("vllm") is None or unsuitable(files):
         return "transformers"
     import torch
 

@@ -54,6 +54,9 @@ class TransformersBackbone:
     def close(self) -> None:
         """Free the device."""
         self._model.to("meta")
+        if self._device.type == "cuda":
+            # torch keeps what is freed in store, out of the reach of another engine.
+            torch.cuda.empty_cache()
 
     def _embed_block(self, tokens: Tokens, executor: ThreadPoolExecutor, on_batch: OnBatch) -> np.ndarray:
         embeddings = np.empty((len(tokens.ids), len(self.spec.layers), self.spec.dim), np.float32)

@@ -93,7 +93,7 @@ class ModelFiles:
     @property
     def config(self) -> ModelConfig:
         """Read the model's shape from config.json."""
-        config = self._config()
+        config = self.read_config()
         try:
             positions = config.get("max_position_embeddings") or UNLIMITED
             if config["model_type"] in POSITIONS_AFTER_PADDING:
@@ -107,11 +107,18 @@ class ModelFiles:
     @property
     def model_type(self) -> str:
         """Give the kind of model, as config.json names it."""
-        return str(self._config().get("model_type"))
+        return str(self.read_config().get("model_type"))
+
+    def weight_files(self) -> list[Path]:
+        """List the safetensors that are read: those that the index names, where there is one."""
+        index = self.folder / "model.safetensors.index.json"
+        if not index.is_file():
+            return sorted(self.folder.glob("*.safetensors"))
+        return [self.folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
     def weights_digest(self) -> str:
         """Hash the configuration and the weights, SHA-256 in hex."""
-        neutral = {key: value for key, value in self._config().items() if key not in NEUTRAL_KEYS}
+        neutral = {key: value for key, value in self.read_config().items() if key not in NEUTRAL_KEYS}
         weights = sorted(self.folder.glob("*.safetensors"))
         with ThreadPoolExecutor() as pool:
             digests = dict(zip((file.name for file in weights), pool.map(file_digest, weights), strict=True))
@@ -132,7 +139,7 @@ class ModelFiles:
         out (1 % at the length of a news item, with Llama-2-7B).
         """
         weights = 0
-        for file in self.folder.glob("*.safetensors"):
+        for file in self.weight_files():
             with safe_open(file, "np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                     shape, layer = tensors.get_slice(name).get_shape(), LAYER.search(name)
@@ -140,7 +147,8 @@ class ModelFiles:
                         weights += shape[0] * shape[1]
         return 2 * weights
 
-    def _config(self) -> dict[str, Any]:
+    def read_config(self) -> dict[str, Any]:
+        """Read config.json."""
         path = self.folder / "config.json"
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -20,6 +20,11 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 # Its second model runner was never tried with these models.
 os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+# A forked process cannot use a GPU that this one has asked about, does not load our plugin again, and inherits the
+# pipes of this one, which then never end.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+# The files of sentence-transformers may name a shorter limit than the model's positions, which are checked before.
+os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
 # GiB. On a CPU it would otherwise take nearly all memory for keys and values, which pooling hardly needs.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
@@ -33,10 +38,14 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from llmembed.backbones import BackboneSpec, OnBatch, Tokens, ignore_batch
 from llmembed.backbones.tokenizer import Tokenizer
-from llmembed.backbones.vllm.plugin import MODELS, architecture
+from llmembed.backbones.vllm.plugin import architecture, unsuitable
 from llmembed.backbones.weights import ModelFiles
 from llmembed.errors import BackboneError, EngineError
 
+REMEDY = (
+    "what vLLM said itself is above. If memory ran out, free the card, lower --max-length or give the model more GPUs "
+    "with --tensor-parallel; --engine transformers is the other way"
+)
 # Blocks in vLLM's queue: the GPU works on one while the other is submitted.
 BLOCKS_AT_ONCE = 2
 
@@ -61,11 +70,9 @@ class VllmBackbone:
     """
 
     def __init__(self, spec: BackboneSpec, files: ModelFiles, *, tensor_parallel: int = 1, **options: Any) -> None:
-        if files.model_type not in MODELS:
-            raise BackboneError(
-                f"{files.folder} is of the type {files.model_type}; the vllm engine runs {', '.join(MODELS)}. "
-                "Use --engine transformers."
-            )
+        reason = unsuitable(files)
+        if reason:
+            raise BackboneError(f"{files.folder} {reason} Use --engine transformers.")
         self.spec = spec
         self.tokenize = Tokenizer(spec, files)
         dtype = _compute_dtype()
@@ -96,7 +103,8 @@ class VllmBackbone:
                 while queue[0].rows:
                     with self._deaths():
                         done = self._step(queue)
-                    on_batch(*done)
+                    if any(done):
+                        on_batch(*done)
                 yield queue.popleft().embeddings
         except EngineError:
             # A dead engine has nothing left to abort.
@@ -115,7 +123,7 @@ class VllmBackbone:
         try:
             yield
         except (EngineDeadError, RuntimeError) as error:
-            raise EngineError(f"vLLM died with {self.spec.model} ({_reason(error)}); {_remedy()}.") from error
+            raise EngineError(f"vLLM died with {self.spec.model} ({_reason(error)}); {REMEDY}.") from error
 
     def _submit(self, tokens: Tokens) -> _Block:
         rows = {str(next(self._request)): row for row in range(len(tokens.ids))}
@@ -147,6 +155,9 @@ def _arguments(spec: BackboneSpec, files: ModelFiles) -> dict[str, Any]:
             **windowless,
             "llmembed": {"layers": list(spec.layers), "depth": spec.depth, "pooling": spec.pooling},
         },
+        # Not the files in Mistral's own format, which some repositories have too.
+        "config_format": "hf",
+        "load_format": "safetensors",
         "skip_tokenizer_init": True,
         "max_model_len": spec.max_length,
         # A prefix taken from the cache would be missing from the pooled vector.
@@ -169,8 +180,8 @@ def _compute_dtype() -> str:
 def _start(arguments: EngineArgs, model: str) -> LLMEngine:
     try:
         return LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise EngineError(f"vLLM could not start {model} ({_reason(error)}); {_remedy()}.") from error
+    except (RuntimeError, ValueError, OSError, AssertionError) as error:
+        raise EngineError(f"vLLM could not start {model} ({_reason(error)}); {REMEDY}.") from error
 
 
 def _watch(engine: LLMEngine) -> None:
@@ -203,11 +214,6 @@ def _check_output(output: PoolingRequestOutput, ids: list[int]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _remedy() -> str:
-    return (
-        "vLLM's own words are above; if memory ran out, lower --max-length, free the card, or split the model with "
-        "--tensor-parallel 2"
-    )
+    # Some errors have a headline and then the reason; pydantic adds an address at the end.
+    lines = [line.strip() for line in str(error).strip().splitlines() if "https://" not in line]
+    return " ".join(lines) or type(error).__name__

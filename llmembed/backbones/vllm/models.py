@@ -1,8 +1,7 @@
 """vLLM's models as backbones: the same layers and weights, a forward pass that hands out the chosen layer states.
 
-One tensor [tokens, layers * dim] leaves the forward pass, because both of vLLM's model runners insist on one. The loop
-over the layers is written out here, once for decoders and once for encoders, so that it says by name which state is
-which: 0 before the first layer, i after layer i, the last one after the final norm.
+The loop over the layers is written out here, once for decoders and once for encoders, so that it says by name which
+state is which: 0 before the first layer, i after layer i, the last one after the final norm.
 """
 
 import re
@@ -52,8 +51,8 @@ class _Layers:
     def _build_pooler(self, pooler_config: Any) -> LayerPooler:
         return LayerPooler(self._pooling)
 
-    def _concatenate(self, states: dict[int, Tensor]) -> Tensor:
-        return torch.cat([states[layer] for layer in self._wanted], dim=-1)
+    def _chosen(self, states: dict[int, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(states[layer] for layer in self._wanted)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the layers that run; their names may begin with that of the model.
@@ -101,8 +100,8 @@ class _DecoderLayers(_Layers):
         positions: torch.Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the layers -> the chosen states side by side [tokens, layers * dim]."""
+    ) -> tuple[torch.Tensor, ...]:
+        """Run the layers -> the chosen states, [tokens, dim] each."""
         hidden = self.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         residual = None
         # A copy: the first layer keeps this tensor as its residual, and the norms after it add to that in place.
@@ -113,7 +112,7 @@ class _DecoderLayers(_Layers):
                 states[number] = hidden + residual
         if self._depth in self._wanted:
             states[self._depth], _ = self.model.norm(hidden, residual)
-        return self._concatenate(states)
+        return self._chosen(states)
 
 
 class _EncoderLayers(_Layers):
@@ -125,18 +124,30 @@ class _EncoderLayers(_Layers):
         positions: torch.Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the layers -> the chosen states side by side [tokens, layers * dim]."""
+    ) -> tuple[torch.Tensor, ...]:
+        """Run the layers -> the chosen states, [tokens, dim] each."""
         hidden = self.model.embeddings(input_ids=input_ids, position_ids=positions, inputs_embeds=inputs_embeds)
         states = {0: hidden}
         for number, layer in enumerate(self.model.encoder.layer, start=1):
             hidden = states[number] = layer(hidden)
-        return self._concatenate(states)
+        return self._chosen(states)
+
+
+class _SideBySide:
+    """Lays the states side by side [tokens, layers * dim]: both of vLLM's model runners insist on one tensor.
+
+    Outside of what is compiled: with this inside, the last layer of a compiled model was garbage (vLLM 0.32, CPU).
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        states: tuple[Tensor, ...] = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return torch.cat(states, dim=-1)
 
 
 def _handing_out_states(kind: type[_Layers], model: Any) -> Any:
-    base = as_embedding_model(model)
-    return support_torch_compile(type(f"{kind.__name__}Of{model.__name__}", (kind, base), {"__module__": __name__}))
+    own = {"__module__": __name__}
+    compiled = support_torch_compile(type(f"{kind.__name__}Of{model.__name__}", (kind, as_embedding_model(model)), own))
+    return type(f"LLMEmbed{model.__name__}", (_SideBySide, compiled), own)
 
 
 LLMEmbedBert = _handing_out_states(_EncoderLayers, BertEmbeddingModel)
