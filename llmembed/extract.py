@@ -223,7 +223,7 @@ def extract(
     gpus = resources.in_use(visible_gpus())
     repaired = plan.cache.prepare()
     before = energy(gpus)
-    tally = _embed_missing(plan, resources, _Tally(plan, on_progress), on_loss)
+    tally = _embed_missing(plan, resources, on_progress, on_loss)
     after = energy(gpus)
     done, on_gpu = tally.done, tally.engine.get("device", "cpu") != "cpu"
     located = plan.cache.locate([text_key(text) for text in plan.dataset.texts()])
@@ -296,7 +296,10 @@ class _Tally:
         self._on_progress(self.done)
 
 
-def _embed_missing(plan: Plan, resources: Resources, tally: _Tally, on_loss: Callable[[str], None]) -> _Tally:
+def _embed_missing(
+    plan: Plan, resources: Resources, on_progress: Callable[[Progress], None], on_loss: Callable[[str], None]
+) -> _Tally:
+    tally = _Tally(plan, on_progress)
     missing, groups = plan.missing(), resources.groups(visible_gpus())
     tally.done = replace(tally.done, total=len(missing))
     if not missing:
@@ -304,7 +307,6 @@ def _embed_missing(plan: Plan, resources: Resources, tally: _Tally, on_loss: Cal
     keys = list(missing)
     blocks = [{key: missing[key] for key in keys[i : i + SHARD_ROWS]} for i in range(0, len(keys), SHARD_ROWS)]
     if groups:
-        # A folder that cannot be written to shows here, not after the first shard.
         plan.cache.claim()
         embed_on_gpus(
             plan.spec,
@@ -320,6 +322,7 @@ def _embed_missing(plan: Plan, resources: Resources, tally: _Tally, on_loss: Cal
         plan.cache.refresh()
         return tally
     with closing(load_backbone(plan.spec, plan.files, **resources.loading)) as backbone:
+        # A folder that cannot be written to shows here, not after the first shard.
         plan.cache.claim()
         tally.ready(backbone.engine)
         embed_blocks(backbone, blocks, plan.cache, tally.batch)

@@ -101,11 +101,25 @@ def test_killed_it_goes_on_where_it_was(pydocs, pydocs_cache, tmp_path):
     assert found["computed"] == 2 * 6 * 2 - kept > 0
 
 
-def test_a_class_too_small_for_the_folds_is_refused(pydocs, pydocs_cache, tmp_path):
+def test_options_of_a_head_are_found_again(pydocs, pydocs_cache, tmp_path):
+    options = {"logistic": [{"inverse_penalties": (0.01,)}, {"inverse_penalties": (0.1, 1.0)}]}
+    first = small_comparison(pydocs, pydocs_cache, tmp_path, options=options)
+    again = small_comparison(pydocs, pydocs_cache, tmp_path, options=options)
+    assert (first.computed, again.computed, again.reused) == (16, 0, 16)
+    assert without_times(again) == without_times(first)
+
+
+def test_a_class_smaller_than_the_folds_is_no_hindrance(pydocs, pydocs_cache, tmp_path):
     first = pydocs.texts("train")[0]
     rare = pl.when(pl.col("text") == first).then(pl.lit("rare")).otherwise("label").alias("label")
-    with pytest.raises(DatasetError, match=r"the class rare has 1 training rows, fewer than --folds 2"):
-        small_comparison(replace(pydocs, table=pydocs.table.with_columns(rare)), pydocs_cache, tmp_path)
+    leaderboard = small_comparison(replace(pydocs, table=pydocs.table.with_columns(rare)), pydocs_cache, tmp_path)
+    assert leaderboard.rows == 700
+    assert 0.5 < leaderboard.lines[0].accuracy < 1
+
+
+def test_more_folds_than_rows_are_refused(pydocs, pydocs_cache, tmp_path):
+    with pytest.raises(DatasetError, match=r"largest class has \d+ training rows, fewer than --folds 500"):
+        small_comparison(pydocs, pydocs_cache, tmp_path, folds=500)
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
