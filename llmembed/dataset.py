@@ -225,7 +225,8 @@ def _local_copy(name: str) -> Path | None:
 def _read_builtin() -> pl.DataFrame:
     from llmembed.pydocs import build_pydocs, pydocs_version
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmembed"
+    # Set but empty means unset (XDG base directory specification).
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmembed"
     path = folder / f"pydocs-{pydocs_version()}.parquet"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from llmembed.dataset import load_dataset
 from llmembed.pydocs import build_pydocs, pydocs_version
 
 NAMES = "numpy|scipy|sklearn|scikit|torch|hugging ?face|polars|pyarrow|networkx|sympy|pydantic|lightgbm|pandas"
@@ -53,3 +54,12 @@ def test_words_predict_the_package_but_do_not_give_it_away(pydocs: pl.DataFrame)
     head = LogisticRegression(max_iter=200).fit(vectorizer.fit_transform(train["text"]), train["label"].to_list())
     accuracy = head.score(vectorizer.transform(test["text"]), test["label"].to_list())
     assert 0.6 < accuracy < 0.99
+
+
+def test_an_empty_cache_variable_does_not_put_the_table_into_the_working_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    load_dataset("pydocs")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert list((tmp_path / "home" / ".cache" / "llmembed").glob("pydocs-*.parquet"))
