@@ -19,12 +19,10 @@ from lightgbm import LGBMClassifier
 from machine import describe_machine
 from sklearn.linear_model import LogisticRegression
 
-from llmembed.cache import Cache
-from llmembed.dataset import load_dataset, text_key
+from llmembed.dataset import load_dataset
 from llmembed.evaluate import evaluate
+from llmembed.features import Features, fit_scalers, locate_rows, open_sources
 from llmembed.heads import make_head
-from llmembed.scaling import fit_scaler
-from llmembed.train import read_features
 
 OURS: dict[str, Callable[[], Any]] = {name: lambda name=name: make_head(name) for name in ("mlp", "gbdt", "logistic")}
 PEERS: dict[str, Callable[[], Any]] = {
@@ -34,15 +32,10 @@ PEERS: dict[str, Callable[[], Any]] = {
 
 
 def features_of(dataset: Any, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    cache = Cache.latest(root, dataset.name)
-    layers = cache.spec.layers[-5:]
-    located = {
-        split: cache.locate_all([text_key(text) for text in dataset.texts(split)], dataset.words)
-        for split in ("train", "test")
-    }
-    scaler = fit_scaler(block for _, block in cache.blocks(located["train"], layers))
-    train, test = (read_features(cache, located[split], layers, scaler, "concat") for split in ("train", "test"))
-    return train, test
+    sources = open_sources(root, dataset)
+    train, test = (locate_rows(sources, dataset.texts(split), dataset.words) for split in ("train", "test"))
+    scalers = fit_scalers(sources, train)
+    return Features(sources, train, scalers, "concat")[:], Features(sources, test, scalers, "concat")[:]
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A classifier: what training leaves behind, and all that is needed to label raw text with it.
 
-In: texts, or embeddings [rows, layers, dim] of its own backbone. Out: class probabilities [rows, classes]. On disk: a
-folder of JSON, safetensors and LightGBM's text, no pickle. Knows no cache.
+In: texts, or embeddings [rows, layers, dim] of each of its backbones. Out: class probabilities [rows, classes]. On
+disk: a folder of JSON, safetensors and LightGBM's text, no pickle. Knows no cache.
 """
 
 import json
@@ -22,13 +22,49 @@ from llmembed.backbones.weights import find_model
 from llmembed.errors import ClassifierError
 from llmembed.fusion import Fusion, fuse
 from llmembed.heads import Head, load_head
-from llmembed.scaling import Scaler
+from llmembed.scaling import Scaler, load_scalers, save_scalers
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "classifier.json"
 FILES = {RECORD, "scaler.safetensors", "head.json", "head.safetensors", "head.txt", "metrics.json", "report.json"}
 # Texts that are in memory at once while predicting.
 BLOCK_ROWS = 2048
+
+
+class RecordedBackbone(BaseModel):
+    """A backbone that a classifier reads.
+
+    Attributes:
+        name: short name, as in the cache.
+        found_at: where it was found in extraction: a name, a hub id or a folder.
+        spec: what its embeddings must come from.
+        layers: the layers that are fused, of those in the spec.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    found_at: str
+    spec: BackboneSpec
+    layers: tuple[int, ...]
+
+    def load(self, found_at: str | None = None, *, device: str | None = None) -> Backbone:
+        """Load the backbone, limited to the layers that are read.
+
+        Raises:
+            ClassifierError: the model found has other weights or another tokenizer.
+        """
+        spec, files = self.spec, find_model(found_at or self.found_at)
+        found = files.weights_digest(), files.tokenizer_digest()
+        if found != (spec.weights, spec.tokenizer):
+            raise ClassifierError(
+                f"The classifier was trained on {spec.model} with weights {spec.weights[:12]} and tokenizer "
+                f"{spec.tokenizer[:12]}; {files.folder} has {found[0][:12]} and {found[1][:12]}. "
+                "Name the right one with --backbone."
+            )
+        # vLLM takes a minute to start, which most predictions do not.
+        read = spec.model_copy(update={"layers": self.layers})
+        return load_backbone(read, files, engine="transformers", device=device)
 
 
 class ClassifierRecord(BaseModel):
@@ -36,9 +72,7 @@ class ClassifierRecord(BaseModel):
 
     Attributes:
         format: number of this layout.
-        spec: the backbone that the embeddings must come from.
-        backbone: where the backbone was found in training: a name, a hub id or a folder.
-        layers: the layers that are fused, of those in the spec.
+        backbones: what the embeddings must come from, in the order in which they are fused.
         fusion: how they are fused.
         head: name of the head.
         labels: class names; column i of the probabilities belongs to labels[i].
@@ -48,9 +82,7 @@ class ClassifierRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    spec: BackboneSpec
-    backbone: str
-    layers: tuple[int, ...]
+    backbones: tuple[RecordedBackbone, ...]
     fusion: Fusion
     head: str
     labels: tuple[str, ...]
@@ -59,44 +91,45 @@ class ClassifierRecord(BaseModel):
 
 @dataclass(frozen=True)
 class Classifier:
-    """Scaling, fusion and head over the embeddings of one backbone spec."""
+    """Scaling, fusion and head over the embeddings of one backbone or several."""
 
     record: ClassifierRecord
-    scaler: Scaler
+    scalers: tuple[Scaler, ...]
     head: Head
 
-    def predict_proba(self, embeddings: np.ndarray) -> np.ndarray:
-        """Classify embeddings [rows, layers, dim] of the record's layers -> float32 [rows, classes]."""
-        return self.head.predict_proba(fuse(self.scaler.apply(embeddings), self.record.fusion))
+    def predict_proba(self, embeddings: Sequence[np.ndarray]) -> np.ndarray:
+        """Classify embeddings [rows, layers, dim] of each of the record's backbones -> float32 [rows, classes]."""
+        scaled = [scaler.apply(each) for scaler, each in zip(self.scalers, embeddings, strict=True)]
+        return self.head.predict_proba(fuse(scaled, self.record.fusion))
 
-    def load_backbone(self, found_at: str | None = None, *, device: str | None = None) -> Backbone:
-        """Load the backbone that the classifier was trained on, limited to the layers that it reads.
+    def load_backbones(self, found_at: Sequence[str] = (), *, device: str | None = None) -> list[Backbone]:
+        """Load the backbones; `found_at` says where, if not where they were in extraction.
 
         Raises:
-            ClassifierError: the model found has other weights or another tokenizer.
+            ClassifierError: another number of them, or one with other weights or another tokenizer.
         """
-        spec, files = self.record.spec, find_model(found_at or self.record.backbone)
-        found = files.weights_digest(), files.tokenizer_digest()
-        if found != (spec.weights, spec.tokenizer):
+        recorded = self.record.backbones
+        if found_at and len(found_at) != len(recorded):
+            names = " and ".join(each.spec.model for each in recorded)
             raise ClassifierError(
-                f"The classifier was trained on {spec.model} with weights {spec.weights[:12]} and tokenizer "
-                f"{spec.tokenizer[:12]}; {files.folder} has {found[0][:12]} and {found[1][:12]}. "
-                "Name the right one with --backbone."
+                f"The classifier reads {len(recorded)} backbones, {names}; --backbone was given {len(found_at)} times. "
+                "Name all of them, in this order, or none."
             )
-        # vLLM takes a minute to start, which most predictions do not.
-        read = spec.model_copy(update={"layers": self.record.layers})
-        return load_backbone(read, files, engine="transformers", device=device)
+        places: Sequence[str | None] = found_at or [None] * len(recorded)
+        return [each.load(place, device=device) for each, place in zip(recorded, places, strict=True)]
 
-    def predict_texts(self, texts: Sequence[str], backbone: Backbone) -> Iterator[np.ndarray]:
+    def predict_texts(self, texts: Sequence[str], backbones: Sequence[Backbone]) -> Iterator[np.ndarray]:
         """Classify [rows] texts, a block of up to 2,048 at a time.
 
         Yields:
             float32 [block rows, classes], blocks in the order of the texts.
         """
         blocks = [texts[start : start + BLOCK_ROWS] for start in range(0, len(texts), BLOCK_ROWS)]
-        for block, embeddings in zip(blocks, backbone.embed(map(backbone.tokenize, blocks)), strict=True):
+        embedded = [backbone.embed(map(backbone.tokenize, blocks)) for backbone in backbones]
+        for block, *given in zip(blocks, *embedded, strict=True):
             # Rounded to the dtype on disk, as in training.
-            yield self.predict_proba(stored(embeddings, backbone.spec, block))
+            parts = zip(given, backbones, strict=True)
+            yield self.predict_proba([stored(each, backbone.spec, block) for each, backbone in parts])
 
     def save(self, folder: Path, reports: dict[str, dict[str, Any]] | None = None) -> None:
         """Write the classifier, and JSON reports beside it, as a folder that appears whole or not at all.
@@ -108,7 +141,7 @@ class Classifier:
         partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         partial.mkdir(parents=True)
         (partial / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        self.scaler.save(partial)
+        save_scalers(self.scalers, partial)
         self.head.save(partial)
         for name, report in (reports or {}).items():
             (partial / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -133,7 +166,7 @@ class Classifier:
                 raise ClassifierError(
                     f"{folder} has format {content['format']}; this llmembed reads format {FORMAT}. Train it again."
                 )
-            return cls(ClassifierRecord.model_validate(content), Scaler.load(folder), load_head(folder))
+            return cls(ClassifierRecord.model_validate(content), load_scalers(folder), load_head(folder))
         except (FileNotFoundError, NotADirectoryError) as error:
             missing = Path(error.filename or RECORD).name
             raise ClassifierError(

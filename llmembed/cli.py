@@ -34,6 +34,13 @@ CacheFolder = Annotated[Path, typer.Option("--cache", help="Folder of the embedd
 Backbone = Annotated[
     str | None, typer.Option(help="minilm, bert-large, roberta-large, llama2-7b, a hub id or a folder.")
 ]
+Backbones = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backbone",
+        help="Whose embeddings: a name, a hub id, a folder, or a cache's BACKBONE-FINGERPRINT; repeat to fuse several.",
+    ),
+]
 Layers = Annotated[
     str | None, typer.Option(help="Layers, such as -5,-4,-3; 0 is the embedding layer, -1 the last.", metavar="I,J,…")
 ]
@@ -183,12 +190,13 @@ def check_parity(
 def train(
     dataset: Annotated[str | None, typer.Argument(help=f"{DATASET_HELP} Default: the one last extracted.")] = None,
     fusion: Annotated[
-        Literal["last", "mean", "max", "concat", "cooccurrence"], typer.Option(help="How layers become one vector.")
+        Literal["last", "mean", "max", "concat", "gram", "weighted", "cooccurrence"],
+        typer.Option(help="How layers become one vector; the last two are learned, by mlp alone."),
     ] = "concat",
     head: Annotated[Literal["mlp", "gbdt", "logistic"], typer.Option(help="What learns from the vector.")] = "mlp",
     layers: Layers = None,
     cache: CacheFolder = Path("cache"),
-    backbone: Backbone = None,
+    backbone: Backbones = None,
     hidden: Annotated[
         str | None, typer.Option(help="Widths of the hidden layers of --head mlp; default 256.", metavar="I,J,…")
     ] = None,
@@ -205,12 +213,12 @@ def train(
     from llmembed import train as stage
     from llmembed.show import show_training
 
-    loaded = _load_or_latest(cache, backbone, dataset, text_column, label_column, on_empty, limit)
+    loaded = _load_or_latest(cache, backbone or [], dataset, text_column, label_column, on_empty, limit)
     training = stage.train(
         loaded,
         root=cache,
         out=out,
-        backbone=backbone,
+        backbones=backbone or [],
         fusion=fusion,
         head=head,
         layers=_layers(layers),
@@ -244,7 +252,7 @@ def compare(
     results: Annotated[
         Path, typer.Option(help="Folder of the results, which a second call reuses.", metavar="FOLDER")
     ] = Path("comparisons"),
-    backbone: Backbone = None,
+    backbone: Backbones = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the best classifier; default: under models/.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw the accuracy by layer: .png or .svg.", metavar="FILE")
@@ -258,15 +266,16 @@ def compare(
     """Compare fusions, heads and layers on folds of the training split; test the best one once."""
     from llmembed import compare as stage
     from llmembed.fusion import Fusion
+    from llmembed.heads import HEADS
     from llmembed.show import ProgressLine, show_leaderboard
 
     if picture is not None and picture.suffix not in (".png", ".svg"):
         raise UsageError(f"--picture {picture}: pictures are drawn as .png or .svg.")
     fusions = _names("--fusion", fusion, get_args(Fusion)) or stage.FUSIONS
-    heads = _names("--head", head, stage.HEADS) or stage.HEADS
+    heads = _names("--head", head, tuple(HEADS)) or tuple(HEADS)
     if (hidden or dropout) and "mlp" not in heads:
         raise UsageError(f"{'--hidden' if hidden else '--dropout'} without --head mlp: it is an option of mlp alone.")
-    loaded = _load_or_latest(cache, backbone, dataset, text_column, label_column, on_empty, limit)
+    loaded = _load_or_latest(cache, backbone or [], dataset, text_column, label_column, on_empty, limit)
     widths, dropouts = [_widths(each) for each in hidden or []], dropout or []
     variants = product(
         *([(name, value) for value in values] for name, values in (("hidden", widths), ("dropout", dropouts)) if values)
@@ -277,7 +286,7 @@ def compare(
             root=cache,
             results=results,
             out=out,
-            backbone=backbone,
+            backbones=backbone or [],
             layers=_layers(layers),
             fusions=fusions,
             heads=heads,
@@ -308,7 +317,10 @@ def predict(
     limit: Limit = None,
     split: Split = "test",
     cache: CacheFolder = Path("cache"),
-    backbone: Backbone = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help="Where the model is now, if it was moved; once for each, in the order of the training."),
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -339,7 +351,7 @@ def predict(
         table, texts = _texts(source, text, text_column)
         if out is not None:
             stage.check_columns(table, loaded.record.labels)
-        probabilities = stage.predict_texts(loaded, texts, backbone=backbone, device=device)
+        probabilities = stage.predict_texts(loaded, texts, backbones=backbone or [], device=device)
     labels = loaded.record.labels
     if out is not None:
         stage.write_predictions(table, probabilities, labels, out)
@@ -385,7 +397,7 @@ def evaluate(
 
 def _load_or_latest(
     cache: Path,
-    backbone: str | None,
+    backbones: Sequence[str],
     dataset: str | None,
     text_column: str,
     label_column: str,
@@ -409,7 +421,7 @@ def _load_or_latest(
         if any(given.values()):
             options = ", ".join(option for option, is_given in given.items() if is_given)
             raise UsageError(f"{options} without a data set: name the data set that it is for.")
-        latest = Cache.latest(cache, backbone=backbone)
+        latest = Cache.latest(cache, backbone=backbones[0] if backbones else None)
         reading = latest.last_extraction().get("reading", {"argument": latest.dataset})
         _warn(f"no data set named: taking the one last extracted, {reading['argument']} ({latest.folder})")
     loaded = load_dataset(**reading)

@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,26 +28,43 @@ from llmembed.cache.store import LocalStore
 from llmembed.dataset import Dataset
 from llmembed.errors import DatasetError
 from llmembed.evaluate import evaluate
-from llmembed.fusion import Fusion, fused_layers
-from llmembed.heads import make_head
+from llmembed.features import Source, count_cores, fit_scalers, open_sources
+from llmembed.fusion import LEARNED, Fusion, fused_layers
+from llmembed.heads import HEADS
 from llmembed.parent import die_with_parent
-from llmembed.scaling import fit_scaler
-from llmembed.train import VERSIONS, Part, Training, dataset_digest, read_features, stored_layers, train, training_part
+from llmembed.train import (
+    VERSIONS,
+    Part,
+    Training,
+    dataset_digest,
+    make_estimator,
+    read_features,
+    train_on,
+    training_part,
+)
 
-FUSIONS: tuple[Fusion, ...] = ("mean", "max", "concat", "cooccurrence")
-HEADS = ("mlp", "gbdt", "logistic")
+FUSIONS: tuple[Fusion, ...] = tuple(fusion for fusion in get_args(Fusion) if fusion != "last")
 FOLDS = 3
 
 
 class Configuration(BaseModel):
-    """What is compared: how layers are fused, which, and the head with its options."""
+    """What is compared: how layers are fused, which of each backbone (none: it is not read), and the head."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fusion: Fusion
-    layers: tuple[int, ...]
+    layers: tuple[tuple[int, ...], ...]
     head: str
     options: dict[str, Any] = {}
+
+    @property
+    def alone(self) -> bool:
+        """Tell whether it reads one layer of one backbone."""
+        return sum(map(len, self.layers)) == 1
+
+    def of(self, sources: Sequence[Source]) -> list[Source]:
+        """Give the sources that it reads, with its layers."""
+        return [Source(source.cache, layers) for source, layers in zip(sources, self.layers, strict=True) if layers]
 
 
 class Trial(BaseModel):
@@ -90,6 +107,7 @@ class Leaderboard:
     Attributes:
         lines: best validation accuracy first.
         by_depth: lines of the configurations that read one layer alone, by head, in the order of the layers.
+        backbones: backbone and fingerprint of each source.
         rows: rows of the training split, on whose folds the lines were measured.
         folds, seeds: how often each configuration was fitted.
         computed, reused: trials of this call, and of earlier ones.
@@ -99,6 +117,7 @@ class Leaderboard:
 
     lines: tuple[Line, ...]
     by_depth: dict[str, tuple[Line, ...]]
+    backbones: tuple[str, ...]
     rows: int
     folds: int
     seeds: tuple[int, ...]
@@ -110,25 +129,36 @@ class Leaderboard:
     def to_json(self) -> dict[str, Any]:
         """Give one object for `--json`."""
         lines = [{**asdict(line), "configuration": line.configuration.model_dump()} for line in self.lines]
-        counts = {name: getattr(self, name) for name in ("rows", "folds", "seeds", "computed", "reused", "seconds")}
+        counts = {
+            name: getattr(self, name)
+            for name in ("backbones", "rows", "folds", "seeds", "computed", "reused", "seconds")
+        }
         return {"lines": lines, **counts, "winner": self.winner.to_json()}
 
 
 def configurations(
-    layers: Sequence[int],
+    layers: Sequence[Sequence[int]],
     *,
     fusions: Sequence[Fusion] = FUSIONS,
-    heads: Sequence[str] = HEADS,
+    heads: Sequence[str] = tuple(HEADS),
     options: dict[str, Sequence[dict[str, Any]]] | None = None,
 ) -> list[Configuration]:
-    """Lay out what is compared: each fusion of all layers and each layer alone, with each head and its options."""
-    choices: list[tuple[Fusion, tuple[int, ...]]] = [(fusion, fused_layers(fusion, layers)) for fusion in fusions]
-    choices += [("last", (layer,)) for layer in layers if ("last", (layer,)) not in choices]
+    """Lay out what is compared: each fusion of all layers and each layer alone, with each head and its options.
+
+    `layers` are those of each backbone. Fusions that only one head can learn meet that head alone.
+    """
+    single: list[tuple[Fusion, Any]] = [
+        ("last", tuple((layer,) if backbone == each else () for each in range(len(layers))))
+        for backbone, own in enumerate(layers)
+        for layer in own
+    ]
+    fused = [(fusion, tuple(fused_layers(fusion, own) for own in layers)) for fusion in fusions]
     tried = options or {}
     return [
         Configuration(fusion=fusion, layers=chosen, head=head, options=each)
-        for (fusion, chosen), head in product(choices, heads)
-        for each in tried.get(head, [{}])
+        for (fusion, chosen), head in product([*(each for each in fused if each not in single), *single], heads)
+        if fusion not in LEARNED or head == "mlp"
+        for each in tried.get(head) or [{}]
     ]
 
 
@@ -138,10 +168,10 @@ def compare(
     root: Path,
     results: Path = Path("comparisons"),
     out: Path | None = None,
-    backbone: str | None = None,
+    backbones: Sequence[str] = (),
     layers: Sequence[int] | None = None,
     fusions: Sequence[Fusion] = FUSIONS,
-    heads: Sequence[str] = HEADS,
+    heads: Sequence[str] = tuple(HEADS),
     options: dict[str, Sequence[dict[str, Any]]] | None = None,
     seeds: Sequence[int] = (0,),
     folds: int = FOLDS,
@@ -158,20 +188,18 @@ def compare(
         DatasetError: no class has as many training rows as there are folds.
     """
     start = perf_counter()
-    cache = Cache.latest(root, dataset.name, backbone, dataset.words)
-    part = training_part(dataset, cache)
+    sources = open_sources(root, dataset, backbones, layers)
+    part = training_part(dataset, sources)
     _refuse_few_rows(part, folds, dataset)
-    compared = configurations(
-        stored_layers(cache, layers, dataset.words), fusions=fusions, heads=heads, options=options
-    )
+    compared = configurations([source.layers for source in sources], fusions=fusions, heads=heads, options=options)
     trials = [
         Trial(configuration=configuration, seed=seed, fold=fold, folds=folds)
         for configuration, seed, fold in product(compared, seeds, range(folds))
     ]
-    kept = _Results(results / f"{dataset.name}-{cache.folder.name}", dataset)
+    kept = _Results(results / f"{dataset.name}-{'+'.join(source.name for source in sources)}", dataset)
     found = {kept.name(trial): kept.read(trial) for trial in trials}
     new = [trial for trial in trials if found[kept.name(trial)] is None]
-    for done, result in enumerate(_run_all(new, cache, part), start=1):
+    for done, result in enumerate(_run_all(new, sources, part), start=1):
         kept.write(result)
         found[kept.name(result.trial)] = result
         on_progress(done, len(new))
@@ -181,22 +209,21 @@ def compare(
     return Leaderboard(
         lines=tuple(lines),
         by_depth={head: _by_depth(lines, head) for head in heads},
+        backbones=tuple(source.name for source in sources),
         rows=len(part.labels),
         folds=folds,
         seeds=tuple(seeds),
         computed=len(new),
         reused=len(trials) - len(new),
         seconds=round(seconds, 3),
-        winner=train(
+        winner=train_on(
             dataset,
-            root=root,
-            out=out,
-            backbone=backbone,
+            best.of(sources),
             fusion=best.fusion,
             head=best.head,
-            layers=best.layers,
-            seed=seeds[0],
             head_options=best.options,
+            seed=seeds[0],
+            out=out,
         ),
     )
 
@@ -232,14 +259,14 @@ def _refuse_few_rows(part: Part, folds: int, dataset: Dataset) -> None:
         )
 
 
-def _run_all(trials: Sequence[Trial], cache: Cache, part: Part) -> Iterable[Result]:
+def _run_all(trials: Sequence[Trial], sources: Sequence[Source], part: Part) -> Iterable[Result]:
     if not trials:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    opened = [(source.cache.folder, source.layers) for source in sources], part
     with (
         _one_thread_each(),
         ProcessPoolExecutor(
-            min(cores, len(trials)), get_context("spawn"), initializer=_open, initargs=(cache.folder, part)
+            min(count_cores(), len(trials)), get_context("spawn"), initializer=_open, initargs=opened
         ) as pool,
     ):
         # The widest first, so that no long trial begins when the others have ended.
@@ -253,7 +280,7 @@ def _run_all(trials: Sequence[Trial], cache: Cache, part: Part) -> Iterable[Resu
 
 def _width(trial: Trial) -> int:
     configuration = trial.configuration
-    return len(configuration.layers) if configuration.fusion == "concat" else 1
+    return sum(map(len, configuration.layers)) if configuration.fusion in ("concat", *LEARNED) else 1
 
 
 @contextmanager
@@ -271,28 +298,29 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-# What a process of the pool works on, set when it starts: the cache and the training rows.
+# What a process of the pool works on, set when it starts: the sources and the training rows.
 _opened: dict[str, Any] = {}
 
 
-def _open(folder: Path, part: Part) -> None:
+def _open(places: Sequence[tuple[Path, tuple[int, ...]]], part: Part) -> None:
     # The processes of a pool wait for work for ever when the one that made them is killed.
     die_with_parent()
-    _opened.update(cache=Cache.open(folder), part=part)
+    _opened.update(sources=[Source(Cache.open(folder), layers) for folder, layers in places], part=part)
 
 
 def _run(trial: Trial) -> Result:
-    cache, part = _opened["cache"], _opened["part"]
-    fit, held = _fold(part, trial)
-    configuration = trial.configuration
-    scaler = fit_scaler(block for _, block in cache.blocks(fit.located, configuration.layers))
-    features, unseen = (
-        read_features(cache, each.located, configuration.layers, scaler, configuration.fusion) for each in (fit, held)
-    )
+    configuration, part = trial.configuration, _opened["part"]
+    sources = configuration.of(_opened["sources"])
+    read = [number for number, layers in enumerate(configuration.layers) if layers]
+    fit, held = _fold(replace(part, rows=part.rows.of(read)), trial)
+    scalers = fit_scalers(sources, fit.rows)
+    features, labels = read_features(sources, fit, scalers, configuration.fusion)
+    unseen, truth = read_features(sources, held, scalers, configuration.fusion)
+    head = make_estimator(configuration.head, configuration.fusion, sources, seed=trial.seed, **configuration.options)
     start = perf_counter()
-    head = make_head(configuration.head, seed=trial.seed, **configuration.options).fit(features, fit.labels)
+    head.fit(features, labels)
     seconds = perf_counter() - start
-    report = evaluate(held.labels.tolist(), head.predict_proba(unseen), [str(label) for label in head.classes_])
+    report = evaluate(truth.tolist(), head.predict_proba(unseen), [str(label) for label in head.classes_])
     return Result(trial=trial, accuracy=report.accuracy, macro_f1=report.macro_f1, fit_seconds=round(seconds, 3))
 
 
@@ -325,5 +353,5 @@ def _rank(compared: Sequence[Configuration], results: Sequence[Result]) -> list[
 
 
 def _by_depth(lines: Sequence[Line], head: str) -> tuple[Line, ...]:
-    alone = [line for line in lines if line.configuration.fusion == "last" and line.configuration.head == head]
-    return tuple(sorted(alone, key=lambda line: line.configuration.layers))
+    alone = [line for line in lines if line.configuration.alone and line.configuration.head == head]
+    return tuple(sorted(alone, key=lambda line: [(not own, own) for own in line.configuration.layers]))

@@ -1,6 +1,8 @@
-"""Fusion: several layers of a text -> one feature vector, [rows, layers, dim] -> [rows, features].
+"""Fusion: the layers of a text, of one backbone or several -> one feature vector, [rows, features].
 
-Nothing here has weights. Training and prediction go through the same `fuse`.
+In: for each backbone its layers [rows, layers, dim]; the dims may differ. Nothing here has weights: the fusions in
+`LEARNED` only lay the layers side by side here, and the head learns the rest. Training and prediction go through the
+same `fuse`.
 """
 
 from collections.abc import Sequence
@@ -8,46 +10,58 @@ from typing import Literal
 
 import numpy as np
 
-Fusion = Literal["last", "mean", "max", "concat", "cooccurrence"]
+Fusion = Literal["last", "mean", "max", "concat", "gram", "weighted", "cooccurrence"]
+# Their weights are in the mlp head (heads/fronts.py).
+LEARNED = ("weighted", "cooccurrence")
+# Layers and dim of each backbone.
+Layout = tuple[tuple[int, int], ...]
 
 
 def fused_layers(fusion: Fusion, layers: Sequence[int]) -> tuple[int, ...]:
-    """Give the layers that a fusion reads of those offered: `last` the highest one, the others all."""
-    return (max(layers),) if fusion == "last" else tuple(layers)
+    """Give the layers that a fusion reads of those of a backbone: `last` the highest one, the others all."""
+    return tuple(layers) if fusion != "last" or not layers else (max(layers),)
 
 
-def fused_width(fusion: Fusion, layers: int, dim: int) -> int:
-    """Count the features that a fusion makes of so many layers of width `dim`."""
-    if fusion == "cooccurrence":
-        return dim + layers * (layers + 1) // 2
-    return dim if fusion in ("mean", "max") else layers * dim
+def fused_width(fusion: Fusion, layout: Layout) -> int:
+    """Count the features that a fusion makes."""
+    if fusion == "gram":
+        return sum(dim + layers * (layers + 1) // 2 for layers, dim in layout)
+    if fusion in ("mean", "max"):
+        return sum(dim for _, dim in layout)
+    return sum(layers * dim for layers, dim in layout)
 
 
-def fuse(embeddings: np.ndarray, fusion: Fusion) -> np.ndarray:
-    """Fuse float32 [rows, layers, dim] -> float32 [rows, features].
+def fuse(embeddings: Sequence[np.ndarray], fusion: Fusion) -> np.ndarray:
+    """Fuse float32 [rows, layers, dim] of each backbone -> float32 [rows, features], the backbones side by side.
 
-    `mean` and `max` run over the layers and give `dim` features; `concat` and `last` lay the layers side by side;
-    `cooccurrence` adds to the mean how alike the layers are.
+    `mean` and `max` run over the layers of a backbone and give `dim` features; `gram` adds to the mean how alike the
+    layers are; `last`, `concat` and the learned fusions lay the layers side by side.
     """
-    if fusion == "cooccurrence":
-        return cooccurrence(embeddings)
+    fused = [_fuse_one(each, fusion) for each in embeddings]
+    return fused[0] if len(fused) == 1 else np.concatenate(fused, axis=1)
+
+
+def _fuse_one(embeddings: np.ndarray, fusion: Fusion) -> np.ndarray:
     if fusion == "mean":
         return np.asarray(embeddings.mean(axis=1))
     if fusion == "max":
         return np.asarray(embeddings.max(axis=1))
+    if fusion == "gram":
+        return gram(embeddings)
     return embeddings.reshape(len(embeddings), -1)
 
 
-def cooccurrence(embeddings: np.ndarray, sigma: float = 1.0) -> np.ndarray:
+def gram(embeddings: np.ndarray, sigma: float = 1.0) -> np.ndarray:
     """Pool standardised layers by their co-occurrence -> float32 [rows, dim + layers * (layers + 1) / 2].
 
     With the layers of a text as X [layers, dim], the Gram matrix G = X Xᵀ / dim, power-normalised to
     2 · sigmoid(σ · G) - 1, stands beside the mean of the layers (LLMEmbed, ACL 2024, section 3). Divided by `dim`, the
     entries are about 1 for standardised layers, where the sigmoid is far from flat. G is symmetric: the upper triangle
-    and the diagonal are kept. The paper compresses the layers before, with weights that are learned; here are none.
+    and the diagonal are kept. The paper compresses the layers before, with weights that are learned: that is
+    `cooccurrence`; here are none.
     """
     layers, dim = embeddings.shape[1:]
     rows, columns = np.triu_indices(layers)
-    gram = (embeddings @ embeddings.swapaxes(1, 2))[:, rows, columns] / dim
+    products = (embeddings @ embeddings.swapaxes(1, 2))[:, rows, columns] / dim
     # 2 · sigmoid(x) - 1 = tanh(x / 2), which cannot overflow.
-    return np.concatenate([embeddings.mean(axis=1), np.tanh(sigma / 2 * gram)], axis=1)
+    return np.concatenate([embeddings.mean(axis=1), np.tanh(sigma / 2 * products)], axis=1)

@@ -10,36 +10,45 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from llmembed.cache import Cache, Located
+from llmembed.cache import Cache
 from llmembed.classifier import Classifier
-from llmembed.dataset import Dataset, column_texts, read_table, refuse_empty, text_key
+from llmembed.dataset import Dataset, column_texts, read_table, refuse_empty
 from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
+from llmembed.features import Rows, Source, locate_rows, read_embeddings
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
 
-def classify_rows(classifier: Classifier, cache: Cache, located: Located) -> np.ndarray:
-    """Classify rows of the cache -> float32 [rows, classes]."""
-    probabilities = np.empty((len(located.row), len(classifier.record.labels)), np.float32)
-    for positions, block in cache.blocks(located, classifier.record.layers):
-        probabilities[positions] = classifier.predict_proba(block)
+# Rows whose embeddings are in memory at once.
+BLOCK_ROWS = 2048
+
+
+def classify_rows(classifier: Classifier, sources: Sequence[Source], rows: Rows) -> np.ndarray:
+    """Classify rows of the classifier's caches -> float32 [rows, classes]."""
+    probabilities = np.empty((len(rows), len(classifier.record.labels)), np.float32)
+    order = rows.on_disk()
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = order[start : start + BLOCK_ROWS]
+        probabilities[block] = classifier.predict_proba(read_embeddings(sources, rows.take(block)))
     return probabilities
 
 
 def predict_texts(
-    classifier: Classifier, texts: Sequence[str], *, backbone: str | None = None, device: str | None = None
+    classifier: Classifier, texts: Sequence[str], *, backbones: Sequence[str] = (), device: str | None = None
 ) -> np.ndarray:
-    """Run the backbone over texts and classify them -> float32 [rows, classes].
+    """Run the backbones over texts and classify them -> float32 [rows, classes].
+
+    `backbones` says where to find them, in the order of the training, if not where they were then.
 
     Raises:
-        ClassifierError: `backbone` is not the model that the classifier was trained on.
+        ClassifierError: a backbone is not the model that the classifier was trained on.
         DatasetError: a text is empty.
     """
     if not texts:
         raise DatasetError("There are no texts in the input.")
     refuse_empty(pl.Series(texts, dtype=pl.String), "input", "leave them out")
-    loaded = classifier.load_backbone(backbone, device=device)
+    loaded = classifier.load_backbones(backbones, device=device)
     return np.concatenate(list(classifier.predict_texts(texts, loaded)))
 
 
@@ -47,15 +56,15 @@ def predict_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, spl
     """Classify one split of a data set from the cache -> float32 [rows, classes].
 
     Raises:
-        CacheError: there is no cache of the classifier's backbone, or it lacks rows or is damaged.
+        CacheError: there is no cache of one of the classifier's backbones, or it lacks rows or is damaged.
         DatasetError: the data set has no such split.
     """
-    record = classifier.record
     if not dataset.texts(split):
         raise DatasetError(f"{dataset.origin} has no {split} split; name another one with --split.")
-    cache = Cache.at(root, dataset.name, record.training["backbone"], record.spec)
-    located = cache.locate_all([text_key(text) for text in dataset.texts(split)], dataset.words)
-    return classify_rows(classifier, cache, located)
+    sources = [
+        Source(Cache.at(root, dataset.name, each.name, each.spec), each.layers) for each in classifier.record.backbones
+    ]
+    return classify_rows(classifier, sources, locate_rows(sources, dataset.texts(split), dataset.words))
 
 
 def evaluate_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, split: str = "test") -> Report:

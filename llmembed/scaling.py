@@ -1,15 +1,17 @@
 """Scaling: every dimension of every layer to mean 0 and deviation 1, by the statistics of the training rows.
 
 The last layer is read after the final norm and the others are raw residuals, whose lengths grow with depth; unscaled, a
-mean over layers would be the longest one. In and out: embeddings [rows, layers, dim].
+mean over layers would be the longest one. In and out: embeddings [rows, layers, dim] of one backbone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+
+FILE = "scaler.safetensors"
 
 
 @dataclass(frozen=True)
@@ -21,35 +23,51 @@ class Scaler:
 
     def apply(self, embeddings: np.ndarray) -> np.ndarray:
         """Standardise [rows, layers, dim] -> float32 of the same shape."""
-        scaled = embeddings.astype(np.float32)
-        scaled -= self.mean
-        scaled /= self.scale
+        scaled: np.ndarray = np.subtract(embeddings, self.mean, dtype=np.float32)
+        scaled *= 1 / self.scale
         return scaled
 
-    def save(self, folder: Path) -> None:
-        """Write scaler.safetensors."""
-        save_file({"mean": self.mean, "scale": self.scale}, folder / "scaler.safetensors")
 
-    @classmethod
-    def load(cls, folder: Path) -> "Scaler":
-        """Read scaler.safetensors."""
-        return cls(**load_file(folder / "scaler.safetensors"))
+def save_scalers(scalers: Sequence[Scaler], folder: Path) -> None:
+    """Write scaler.safetensors: `mean.<b>` and `scale.<b>` of each backbone b."""
+    arrays = {f"mean.{number}": scaler.mean for number, scaler in enumerate(scalers)}
+    save_file(arrays | {f"scale.{number}": scaler.scale for number, scaler in enumerate(scalers)}, folder / FILE)
 
 
-def fit_scaler(blocks: Iterable[np.ndarray]) -> Scaler:
-    """Take mean and standard deviation over blocks [rows, layers, dim], in one pass.
+def load_scalers(folder: Path) -> tuple[Scaler, ...]:
+    """Read scaler.safetensors."""
+    arrays = load_file(folder / FILE)
+    return tuple(Scaler(arrays[f"mean.{number}"], arrays[f"scale.{number}"]) for number in range(len(arrays) // 2))
 
-    The blocks' means and squared deviations are merged pairwise in float64 (Chan, Golub, LeVeque 1983), which, unlike
-    sums of squares, loses nothing where a mean is large against its deviation. A constant dimension gets the scale 1.
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of some rows: how many, their mean and the sum of squared deviations from it, [layers, dim]."""
+
+    count: int
+    mean: np.ndarray
+    squares: np.ndarray
+
+
+def moments(block: np.ndarray) -> Moments:
+    """Take the statistics of a block [rows, layers, dim]."""
+    values = block.astype(np.float32)
+    mean = values.mean(axis=0, dtype=np.float64)
+    values -= mean.astype(np.float32)
+    return Moments(len(values), mean, np.square(values, out=values).sum(axis=0, dtype=np.float64))
+
+
+def fit_scaler(parts: Iterable[Moments]) -> Scaler:
+    """Take mean and standard deviation over all rows from the statistics of their parts.
+
+    They are merged pairwise in float64 (Chan, Golub, LeVeque 1983), which, unlike sums of squares, loses nothing where
+    a mean is large against its deviation. A constant dimension gets the scale 1.
     """
     count, mean, squares = 0, np.zeros(()), np.zeros(())
-    for block in blocks:
-        values = block.astype(np.float32)
-        block_mean = values.mean(axis=0, dtype=np.float64)
-        block_squares = np.square(values - block_mean.astype(np.float32)).sum(axis=0, dtype=np.float64)
-        total, gap = count + len(values), block_mean - mean
-        mean = mean + gap * (len(values) / total)
-        squares = squares + block_squares + np.square(gap) * (count * len(values) / total)
+    for part in parts:
+        total, gap = count + part.count, part.mean - mean
+        mean = mean + gap * (part.count / total)
+        squares = squares + part.squares + np.square(gap) * (count * part.count / total)
         count = total
     deviation = np.sqrt(squares / count)
     # Rounding leaves a constant dimension with a deviation of some 1e-8 of its mean; to divide by it would be noise.

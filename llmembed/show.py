@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -109,9 +109,8 @@ def show_parity(parity: "Parity") -> None:
 def show_training(training: "Training") -> None:
     """Print the report of a training."""
     report, settings = training.report, training.settings
-    layers = ",".join(map(str, settings["layers"]))
     print(
-        f"{settings['dataset']}, {settings['backbone']}-{settings['fingerprint']}, layers {layers}: "
+        f"{settings['dataset']}, {' + '.join(map(_source, settings['backbones']))}: "
         f"{settings['fusion']} ({training.features:,} features) -> {settings['head']}, seed {settings['seed']}"
     )
     print(
@@ -119,10 +118,18 @@ def show_training(training: "Training") -> None:
         f"{report.rows:,} test rows, {training.classes} classes"
     )
     print(f"read {training.read_seconds:.1f} s, fit {training.fit_seconds:.1f} s, test {training.test_seconds:.1f} s")
+    for each, weights in zip(settings["backbones"], training.notes.get("layer_weights", []), strict=False):
+        shares = ", ".join(f"{layer}: {weight:.0%}" for layer, weight in zip(each["layers"], weights, strict=True))
+        print(f"learned weights of the layers of {each['name']}: {shares}")
     print()
     show_report(report, "test")
     print(f"\nclassifier: {training.out}")
     print(f'try it:     llmembed predict {training.out} --text "…"')
+
+
+def _source(described: dict[str, Any]) -> str:
+    layers = ",".join(map(str, described["layers"]))
+    return f"{described['name']}-{described['fingerprint']}, layers {layers}"
 
 
 def show_leaderboard(leaderboard: "Leaderboard") -> None:
@@ -142,8 +149,12 @@ def show_leaderboard(leaderboard: "Leaderboard") -> None:
         options = " ".join(f"{name}={_option(value)}" for name, value in configuration.options.items())
         table.add_row(
             f"{configuration.head} {options}".strip(),
-            configuration.fusion if len(configuration.layers) > 1 else "",
-            ",".join(map(str, configuration.layers)),
+            "" if configuration.alone else configuration.fusion,
+            " + ".join(
+                (f"{name.rpartition('-')[0]} " if len(leaderboard.backbones) > 1 else "") + ",".join(map(str, layers))
+                for name, layers in zip(leaderboard.backbones, configuration.layers, strict=True)
+                if layers
+            ),
             f"{line.accuracy:.2%}",
             f"{line.spread:.2%}",
             f"{line.macro_f1:.2%}",

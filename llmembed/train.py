@@ -1,11 +1,11 @@
 """Stage 2: read embeddings by text, scale and fuse them, fit a head, judge it once on the test split. Loads no model.
 
-In: a data set (for its labels) and the cache that covers it. Out: a classifier folder and a `Training`. The validation
-part, for early stopping, is the data set's own or 10 % of its training rows; the test split is read after the fit.
+In: a data set (for its labels) and the caches that cover it, one for each backbone. Out: a classifier folder and a
+`Training`. The validation part, for early stopping, is the data set's own or 10 % of its training rows; the test split
+is read after the fit.
 """
 
 import json
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.backbones import resolve_layers
-from llmembed.cache import Cache, Located
-from llmembed.classifier import Classifier, ClassifierRecord, check_destination
-from llmembed.dataset import Dataset, text_key
+from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone, check_destination
+from llmembed.dataset import SPLITS, Dataset
 from llmembed.errors import UsageError
 from llmembed.evaluate import Report, evaluate
-from llmembed.fusion import Fusion, fuse, fused_layers, fused_width
-from llmembed.heads import hold_out, make_head
+from llmembed.features import Features, Rows, Source, fit_scalers, locate_rows, open_sources
+from llmembed.fusion import LEARNED, Fusion
+from llmembed.heads import Head, hold_out, make_head
 from llmembed.predict import classify_rows
-from llmembed.scaling import Scaler, fit_scaler
+from llmembed.scaling import Scaler
 
+# Features up to 0.5 GB are read once; larger ones stay on disk and are read block by block.
+RESIDENT_VALUES = 2**27
 VERSIONS = ("llmembed", "torch", "scikit-learn", "lightgbm", "numpy")
 
 
@@ -41,6 +42,7 @@ class Training:
         validation_rows: rows that only steered the fit.
         classes: number of classes.
         features: width of the fused features.
+        notes: what the head chose by itself.
         read_seconds: finding, checking, scaling and fusing the training rows.
         fit_seconds: fitting the head.
         test_seconds: reading and classifying the test rows.
@@ -53,6 +55,7 @@ class Training:
     validation_rows: int
     classes: int
     features: int
+    notes: dict[str, Any]
     read_seconds: float
     fit_seconds: float
     test_seconds: float
@@ -70,54 +73,69 @@ class Training:
 class Part:
     """Some rows of a data set: where their embeddings lie, and their labels [rows]."""
 
-    located: Located
+    rows: Rows
     labels: np.ndarray
 
     def take(self, chosen: np.ndarray) -> "Part":
         """Give the chosen rows, a bool or integer index."""
-        return Part(Located(self.located.shard[chosen], self.located.row[chosen]), self.labels[chosen])
+        return Part(self.rows.take(chosen), self.labels[chosen])
 
 
 def train(
     dataset: Dataset,
     *,
     root: Path,
-    out: Path | None = None,
-    backbone: str | None = None,
+    backbones: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
     fusion: Fusion = "concat",
     head: str = "mlp",
-    layers: Sequence[int] | None = None,
-    seed: int = 0,
     head_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: Path | None = None,
 ) -> Training:
     """Fit a head on a data set's embeddings, judge it on the test split and save the classifier.
 
-    `head_options` are parameters of the head, such as `{"hidden": (512, 256)}`. The same seed on the same CPU gives the
-    same metrics.json. Without `out` the classifier goes to a folder under models/ whose name tells the settings, so
-    that a training never replaces another one's.
+    `backbones` name one cache each, by default the one extracted last; `layers` are read of each of them, by default
+    all. `head_options` are parameters of the head, such as `{"hidden": (512, 256)}`. The same seed on the same CPU
+    gives the same metrics.json. Without `out` the classifier goes to a folder under models/ whose name tells the
+    settings, so that a training never replaces another one's.
 
     Raises:
         CacheError: no cache, rows missing from it, or a damaged shard, with the command that mends it.
-        UsageError: layers that the cache does not hold, or parameters that the head does not have.
+        UsageError: layers that a cache does not hold, parameters that the head does not have, or a fusion that it
+            cannot learn.
         ClassifierError: `out` holds something else.
     """
+    sources = open_sources(root, dataset, backbones, layers)
+    return train_on(dataset, sources, fusion=fusion, head=head, head_options=head_options, seed=seed, out=out)
+
+
+def train_on(
+    dataset: Dataset,
+    sources: Sequence[Source],
+    *,
+    fusion: Fusion,
+    head: str,
+    head_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+) -> Training:
+    """Do what `train` does, with caches that are open."""
     start = time.perf_counter()
-    cache = Cache.latest(root, dataset.name, backbone, dataset.words)
-    used = fused_layers(fusion, stored_layers(cache, layers, dataset.words))
-    estimator = make_head(head, seed=seed, **(head_options or {}))
-    settings = _settings(dataset, cache, fusion, head, used, seed) | {"head_options": dict(head_options or {})}
+    sources = [source.fused(fusion) for source in sources]
+    estimator = make_estimator(head, fusion, sources, seed=seed, **(head_options or {}))
+    settings = _settings(dataset, sources, fusion, head, head_options, seed)
     out = out or Path("models") / _name(settings)
     check_destination(out)
-    fit, validation, test = _parts(dataset, cache, seed)
-    scaler = fit_scaler(block for _, block in cache.blocks(fit.located, used))
-    features, validation_features = (
-        read_features(cache, part.located, used, scaler, fusion) for part in (fit, validation)
-    )
+    fit, validation, test = _parts(dataset, sources, seed)
+    scalers = fit_scalers(sources, fit.rows)
+    features, labels = read_features(sources, fit, scalers, fusion)
+    held_out = read_features(sources, validation, scalers, fusion)
     read = time.perf_counter()
-    estimator.fit(features, fit.labels, validation=(validation_features, validation.labels))
+    estimator.fit(features, labels, validation=held_out)
     fitted = time.perf_counter()
-    classifier = Classifier(_record(cache, settings, estimator.classes_), scaler, estimator)
-    probabilities = classify_rows(classifier, cache, test.located)
+    classifier = Classifier(_record(sources, settings, estimator.classes_), scalers, estimator)
+    probabilities = classify_rows(classifier, sources, test.rows)
     training = Training(
         report=evaluate(test.labels.tolist(), probabilities, classifier.record.labels),
         settings=settings,
@@ -125,6 +143,7 @@ def train(
         validation_rows=len(validation.labels),
         classes=len(classifier.record.labels),
         features=features.shape[1],
+        notes=estimator.notes_,
         read_seconds=round(read - start, 3),
         fit_seconds=round(fitted - read, 3),
         test_seconds=round(time.perf_counter() - fitted, 3),
@@ -135,21 +154,21 @@ def train(
     return training
 
 
-def stored_layers(cache: Cache, layers: Sequence[int] | None, words: Sequence[str]) -> tuple[int, ...]:
-    """Give the layers asked for, or all that the cache holds; `words` name the data set on a command line.
+def make_estimator(head: str, fusion: Fusion, sources: Sequence[Source], *, seed: int, **options: Any) -> Head:
+    """Make the head; a fusion that is learned becomes its first part.
 
     Raises:
-        UsageError: the cache does not hold them, with the command that mends it.
+        UsageError: the head has no such option, or cannot learn the fusion.
     """
-    held = cache.spec.layers
-    wanted = held if layers is None else resolve_layers(layers, cache.spec.depth, cache.spec.model)
-    if not set(wanted) <= set(held):
-        option = f"--layers {','.join(map(str, wanted))}"
+    if fusion not in LEARNED:
+        return make_head(head, seed=seed, **options)
+    if head != "mlp":
         raise UsageError(
-            f"{option}: {cache.folder} holds the layers {','.join(map(str, held))}. Choose among them or run "
-            f"`{shlex.join(['llmembed', 'extract', *words])} --backbone {cache.backbone} {option}` first."
+            f"--fusion {fusion} is learned inside --head mlp, and --head {head} cannot do that. "
+            "Without weights there are --fusion mean and --fusion gram."
         )
-    return wanted
+    layout = tuple((len(source.layers), source.cache.spec.dim) for source in sources)
+    return make_head(head, seed=seed, fusion=fusion, layout=layout, **options)
 
 
 def dataset_digest(dataset: Dataset) -> str:
@@ -158,58 +177,81 @@ def dataset_digest(dataset: Dataset) -> str:
 
 
 def _settings(
-    dataset: Dataset, cache: Cache, fusion: Fusion, head: str, layers: Sequence[int], seed: int
+    dataset: Dataset,
+    sources: Sequence[Source],
+    fusion: Fusion,
+    head: str,
+    head_options: Mapping[str, Any] | None,
+    seed: int,
 ) -> dict[str, Any]:
     return {
         "dataset": dataset.name,
         "dataset_digest": dataset_digest(dataset),
-        "backbone": cache.backbone,
-        "fingerprint": cache.spec.fingerprint,
-        "layers": list(layers),
+        "backbones": [describe_source(source) for source in sources],
         "fusion": fusion,
         "head": head,
+        "head_options": dict(head_options or {}),
         "seed": seed,
     }
 
 
+def describe_source(source: Source) -> dict[str, Any]:
+    """Give what identifies the numbers of a source, as JSON values."""
+    spec = source.cache.spec
+    return {"name": source.cache.backbone, "fingerprint": spec.fingerprint, "layers": list(source.layers)}
+
+
 def _name(settings: dict[str, Any]) -> str:
     digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
-    return "-".join([settings["dataset"], settings["backbone"], settings["fusion"], settings["head"], digest])
+    backbones = "+".join(each["name"] for each in settings["backbones"])
+    return "-".join([settings["dataset"], backbones, settings["fusion"], settings["head"], digest])
 
 
-def training_part(dataset: Dataset, cache: Cache) -> Part:
+def training_part(dataset: Dataset, sources: Sequence[Source]) -> Part:
     """Give the rows of the training split.
 
     Raises:
-        CacheError: rows missing from the cache, or a damaged shard, with the command that mends it.
+        CacheError: rows missing from a cache, or a damaged shard, with the command that mends it.
     """
-    located = cache.locate_all([text_key(text) for text in dataset.texts("train")], dataset.words)
-    return Part(located, np.array(dataset.labels("train")))
+    return Part(locate_rows(sources, dataset.texts("train"), dataset.words), np.array(dataset.labels("train")))
 
 
-def _parts(dataset: Dataset, cache: Cache, seed: int) -> tuple[Part, Part, Part]:
-    located = cache.locate_all([text_key(text) for text in dataset.texts()], dataset.words)
-    rows, split = Part(located, dataset.table["label"].to_numpy().astype(str)), dataset.table["split"].to_numpy()
-    training, test = rows.take(split == "train"), rows.take(split == "test")
-    if (split == "validation").any():
-        return training, rows.take(split == "validation"), test
+def _parts(dataset: Dataset, sources: Sequence[Source], seed: int) -> tuple[Part, Part, Part]:
+    rows = locate_rows(sources, dataset.texts(), dataset.words)
+    whole, split = Part(rows, dataset.table["label"].to_numpy().astype(str)), dataset.table["split"].to_numpy()
+    training, validation, test = (whole.take(split == name) for name in SPLITS)
+    if len(validation.labels):
+        return training, validation, test
     fit, held_out = hold_out(np.unique(training.labels, return_inverse=True)[1], seed=seed)
     return training.take(fit), training.take(held_out), test
 
 
-def read_features(cache: Cache, located: Located, layers: Sequence[int], scaler: Scaler, fusion: Fusion) -> np.ndarray:
-    """Read located rows, scaled and fused -> float32 [rows, features], in the order of the request."""
-    features = np.empty((len(located.row), fused_width(fusion, len(layers), cache.spec.dim)), np.float32)
-    for positions, block in cache.blocks(located, layers):
-        features[positions] = fuse(scaler.apply(block), fusion)
-    return features
+def read_features(
+    sources: Sequence[Source], part: Part, scalers: Sequence[Scaler], fusion: Fusion
+) -> tuple[Features | np.ndarray, np.ndarray]:
+    """Give features [rows, features] and labels [rows] of a part.
+
+    A few rows are read now, in their order; many whenever the head asks for them, in the order in which they lie on
+    disk.
+    """
+    features = Features(sources, part.rows, scalers, fusion)
+    if features.shape[0] * features.shape[1] <= RESIDENT_VALUES:
+        return features[:], part.labels
+    order = part.rows.on_disk()
+    return features.select_rows(order), part.labels[order]
 
 
-def _record(cache: Cache, settings: dict[str, Any], labels: np.ndarray) -> ClassifierRecord:
+def _record(sources: Sequence[Source], settings: dict[str, Any], labels: np.ndarray) -> ClassifierRecord:
     return ClassifierRecord(
-        spec=cache.spec,
-        backbone=cache.last_extraction().get("backbone", cache.backbone),
-        layers=settings["layers"],
+        backbones=tuple(
+            RecordedBackbone(
+                name=source.cache.backbone,
+                found_at=source.cache.last_extraction().get("backbone", source.cache.backbone),
+                spec=source.cache.spec,
+                layers=source.layers,
+            )
+            for source in sources
+        ),
         fusion=settings["fusion"],
         head=settings["head"],
         labels=tuple(map(str, labels)),

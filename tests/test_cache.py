@@ -54,10 +54,7 @@ def new_cache(root, dataset="films", backbone="toy", spec=TOY):
 
 def read(cache, keys, layers):
     """Read keys in the order given, [keys, layers, dim]."""
-    values = np.empty((len(keys), len(layers), cache.spec.dim), cache.spec.dtype)
-    for positions, block in cache.blocks(cache.locate(keys), layers):
-        values[positions] = block
-    return values
+    return cache.read(cache.locate(keys), layers)
 
 
 def assert_same_bits(values, expected):
@@ -133,7 +130,7 @@ def test_missing_keys_are_told_apart(filled):
     assert located.missing.tolist() == [0, 2]
     assert (located.shard >= 0).tolist() == [False, True, False, True]
     assert cache.locate([]).missing.tolist() == []
-    assert list(cache.blocks(cache.locate([]), (1,))) == []
+    assert len(cache.read(cache.locate([]), (1,))) == 0
 
 
 def test_locate_all_counts_what_is_missing_and_names_the_remedy(filled):
@@ -146,7 +143,7 @@ def test_locate_all_counts_what_is_missing_and_names_the_remedy(filled):
 def test_reading_a_missing_key_is_refused(filled):
     cache, rows = filled
     with pytest.raises((CacheError, IndexError, KeyError, ValueError)):
-        list(cache.blocks(cache.locate([rows.keys[0], text_key("never seen")]), (1,)))
+        cache.read(cache.locate([rows.keys[0], text_key("never seen")]), (1,))
 
 
 def test_layer_views_copy_nothing(filled):

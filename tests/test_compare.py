@@ -31,14 +31,14 @@ def without_times(leaderboard: Leaderboard) -> list[tuple]:
 
 def test_every_fusion_and_every_single_layer_meets_every_head_and_option():
     compared = configurations(
-        (4, 5),
+        [(4, 5)],
         fusions=["last", "concat"],
         heads=["mlp", "gbdt"],
         options={"mlp": [{"hidden": (8,)}, {"hidden": (64,)}]},
     )
     assert len(compared) == 3 * (2 + 1) == len({each.model_dump_json() for each in compared})
-    assert Configuration(fusion="last", layers=(4,), head="gbdt") in compared
-    assert Configuration(fusion="concat", layers=(4, 5), head="mlp", options={"hidden": (64,)}) in compared
+    assert Configuration(fusion="last", layers=((4,),), head="gbdt") in compared
+    assert Configuration(fusion="concat", layers=((4, 5),), head="mlp", options={"hidden": (64,)}) in compared
 
 
 def test_the_winner_on_the_folds_is_refitted_and_tested(pydocs, pydocs_cache, tmp_path):
@@ -51,7 +51,7 @@ def test_the_winner_on_the_folds_is_refitted_and_tested(pydocs, pydocs_cache, tm
     )
     assert leaderboard.winner.rows == leaderboard.rows == 700
     assert abs(leaderboard.winner.report.accuracy - first.accuracy) < 0.1
-    assert [line.configuration.layers for line in leaderboard.by_depth["logistic"]] == [(4,), (6,)]
+    assert [line.configuration.layers for line in leaderboard.by_depth["logistic"]] == [((4,),), ((6,),)]
     assert (tmp_path / "model" / "classifier.json").exists()
 
 

@@ -31,10 +31,7 @@ def with_table(dataset: Dataset, table: pl.DataFrame) -> Dataset:
 def embeddings(cache: Cache, texts: list[str]) -> np.ndarray:
     located = cache.locate([text_key(text) for text in texts])
     assert not len(located.missing)
-    gathered = np.empty((len(texts), len(cache.spec.layers), cache.spec.dim), cache.spec.dtype)
-    for positions, block in cache.blocks(located, cache.spec.layers):
-        gathered[positions] = block
-    return gathered
+    return cache.read(located, cache.spec.layers)
 
 
 def test_the_second_time_nothing_is_embedded(small, tiny_llama, tmp_path):

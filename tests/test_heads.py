@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import cross_val_score, train_test_split
 
 from llmembed.errors import ClassifierError, UsageError
 from llmembed.heads import HEADS, hold_out, load_head, make_head
+from llmembed.heads.learned import Cooccurrence, WeightedMean
 
 # Few passes and rounds: these tests are about behaviour, the benchmarks about accuracy.
 QUICK = {"logistic": {"inverse_penalties": (0.01, 0.1)}, "gbdt": {"rounds": 20}, "mlp": {"epochs": 8}}
@@ -196,3 +198,72 @@ def test_an_mlp_without_hidden_layers_is_linear(digits):
     head = make_head("mlp", hidden=(), epochs=8, learning_rate=1e-2).fit(X, y)
     assert len(head.network_) == 1
     assert np.mean(head.predict(X_test) == y_test) > 0.9
+
+
+def learned(fusion, layout, rows=8):
+    """Make a learned fusion without dropout, and standardised layers for it."""
+    torch.manual_seed(0)
+    made = WeightedMean(layout) if fusion == "weighted" else Cooccurrence(layout, compressed=16, dropout=0.0)
+    return made.eval(), torch.randn(rows, sum(layers * dim for layers, dim in layout), requires_grad=True)
+
+
+def test_cooccurrence_gives_what_its_formula_says():
+    pooling, features = learned("cooccurrence", ((2, 6), (1, 10)))
+    row = features[0].detach()
+    layers = [row[:6], row[6:12], row[12:]]
+    compressed = [linear(layer).relu() for linear, layer in zip(pooling.compress, layers, strict=True)]
+    cosines = [torch.cosine_similarity(compressed[a], compressed[b], dim=0) for a, b in ((0, 1), (0, 2), (1, 2))]
+    pooled = pooling(features)[0].detach()
+    assert pooled.shape == (pooling.width,) == (3 + 6 + 10,)
+    assert torch.allclose(pooled[:3], 2 * torch.sigmoid(torch.stack(cosines)).detach() - 1, atol=1e-4)
+    assert torch.allclose(pooled[3:], torch.cat([(row[:6] + row[6:12]) / 2, row[12:]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["weighted", "cooccurrence"])
+def test_gradients_of_learned_fusions_are_right_and_finite_for_rows_of_zeros(fusion):
+    pooling, features = learned(fusion, ((3, 4), (2, 5)))
+    assert torch.autograd.gradcheck(pooling.double(), features.detach().double().requires_grad_())
+    for scale in (0.0, 1.0, 1e4):
+        pooling.zero_grad()
+        pooled = pooling((features.detach() * scale).double())
+        pooled.square().sum().backward()
+        assert torch.isfinite(pooled).all()
+        assert all(torch.isfinite(weight.grad).all() for weight in pooling.parameters())
+
+
+def test_cooccurrence_does_not_saturate_however_long_the_layers_are():
+    pooling, features = learned("cooccurrence", ((5, 64),), rows=100)
+    for scale in (1, 1e4):
+        cosines = pooling(features * scale)[:, :10]
+        assert cosines.abs().max() < 0.47, "tanh(1 / 2), far from 1"
+        assert cosines.std() > 0.01
+
+
+def test_equal_rows_are_pooled_alike_wherever_they_stand():
+    pooling, features = learned("cooccurrence", ((3, 4), (2, 5)))
+    twice = torch.cat([features, features.flip(0)])
+    assert torch.allclose(pooling(twice)[:8], pooling(twice)[8:].flip(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["weighted", "cooccurrence"])
+def test_a_learned_fusion_learns_and_is_saved(fusion, digits, tmp_path):
+    X, X_test, y, y_test = digits
+    layout = ((3, 16), (1, 16))
+    head = make_head("mlp", fusion=fusion, layout=layout, compressed=32, epochs=12).fit(X, y)
+    assert np.mean(head.predict(X_test) == y_test) > 0.85
+    head.save(tmp_path)
+    loaded = load_head(tmp_path)
+    assert loaded.get_params() == head.get_params()
+    np.testing.assert_array_equal(loaded.predict_proba(X_test), head.predict_proba(X_test))
+    with pytest.raises(ClassifierError, match="does not make up the 64 features"):
+        make_head("mlp", fusion=fusion, layout=((3, 16),)).fit(X, y)
+
+
+def test_weights_of_layers_find_the_layer_that_tells():
+    draw = np.random.default_rng(0)
+    y = draw.integers(0, 3, 600)
+    layers = draw.standard_normal((600, 4, 8)).astype(np.float32)
+    layers[:, 2, :3] += 3 * np.eye(3)[y]
+    head = make_head("mlp", fusion="weighted", layout=((4, 8),), epochs=30).fit(layers.reshape(600, -1), y)
+    assert np.argmax(head.notes_["layer_weights"][0]) == 2
+    assert max(head.notes_["layer_weights"][0]) > 0.4

@@ -11,7 +11,7 @@ from llmembed.errors import CacheError, ClassifierError, DatasetError, UsageErro
 from llmembed.extract import extract, plan_extraction
 from llmembed.fusion import fuse, fused_layers, fused_width
 from llmembed.predict import evaluate_dataset, predict_dataset, predict_texts
-from llmembed.scaling import fit_scaler
+from llmembed.scaling import fit_scaler, moments
 from llmembed.train import train
 
 HEADS = ["mlp", "gbdt", "logistic"]
@@ -19,44 +19,44 @@ HEADS = ["mlp", "gbdt", "logistic"]
 
 def test_fusions_give_what_their_names_say():
     embeddings = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
-    assert fuse(embeddings, "mean").tolist() == [[2, 3], [8, 9]]
-    assert fuse(embeddings, "max").tolist() == [[4, 5], [10, 11]]
-    assert fuse(embeddings, "concat").tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert fuse([embeddings], "mean").tolist() == [[2, 3], [8, 9]]
+    assert fuse([embeddings], "max").tolist() == [[4, 5], [10, 11]]
+    assert fuse([embeddings], "concat").tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
     assert fused_layers("last", (2, 4, 6)) == (6,)
-    assert [fused_width(fusion, 3, 2) for fusion in ("mean", "max", "concat")] == [2, 2, 6]
+    assert [fused_width(fusion, ((3, 2),)) for fusion in ("mean", "max", "concat")] == [2, 2, 6]
 
 
-def test_cooccurrence_is_the_upper_triangle_beside_the_mean():
+def test_gram_is_the_upper_triangle_beside_the_mean():
     embeddings = np.random.default_rng(0).standard_normal((6, 3, 50)).astype(np.float32)
-    features = fuse(embeddings, "cooccurrence")
-    assert features.shape == (6, fused_width("cooccurrence", 3, 50)) == (6, 56)
+    features = fuse([embeddings], "gram")
+    assert features.shape == (6, fused_width("gram", ((3, 50),))) == (6, 56)
     for text, given in zip(embeddings, features, strict=True):
         normalised = 2 / (1 + np.exp(-text @ text.T / 50)) - 1
         assert np.allclose(given[:50], text.mean(axis=0), atol=1e-6)
         assert np.allclose(given[50:], normalised[np.triu_indices(3)], atol=1e-6)
 
 
-def test_cooccurrence_does_not_saturate_and_is_never_nan():
+def test_gram_does_not_saturate_and_is_never_nan():
     embeddings = np.random.default_rng(0).standard_normal((200, 5, 384)).astype(np.float32)
-    pooled = fuse(embeddings, "cooccurrence")[:, 384:]
+    pooled = fuse([embeddings], "gram")[:, 384:]
     assert np.abs(pooled).max() < 0.7
-    extreme = fuse(np.stack([embeddings[0] * 1e6, embeddings[1] * 0]), "cooccurrence")
+    extreme = fuse([np.stack([embeddings[0] * 1e6, embeddings[1] * 0])], "gram")
     assert np.isfinite(extreme).all()
     assert np.abs(extreme[:, 384:]).max() <= 1
 
 
-def test_cooccurrence_of_equal_layers_does_not_depend_on_their_order():
+def test_gram_of_equal_layers_does_not_depend_on_their_order():
     embeddings = np.random.default_rng(0).standard_normal((4, 3, 20)).astype(np.float32)
     embeddings[:, 2] = embeddings[:, 0]
-    assert np.array_equal(fuse(embeddings, "cooccurrence"), fuse(embeddings[:, [2, 1, 0]], "cooccurrence"))
-    assert not np.allclose(fuse(embeddings, "cooccurrence"), fuse(embeddings[:, [1, 0, 2]], "cooccurrence"))
+    assert np.array_equal(fuse([embeddings], "gram"), fuse([embeddings[:, [2, 1, 0]]], "gram"))
+    assert not np.allclose(fuse([embeddings], "gram"), fuse([embeddings[:, [1, 0, 2]]], "gram"))
 
 
 def test_scaling_in_blocks_equals_scaling_at_once():
     draw = np.random.default_rng(0)
     embeddings = (draw.standard_normal((1000, 2, 8)) * 3 + 1000).astype(np.float32)
     embeddings[:, 1, 3] = 7.25
-    scaler = fit_scaler([embeddings[:1], embeddings[1:300], embeddings[300:]])
+    scaler = fit_scaler(map(moments, [embeddings[:1], embeddings[1:300], embeddings[300:]]))
     assert np.allclose(scaler.mean, embeddings.mean(axis=0, dtype=np.float64), rtol=1e-6)
     wanted = embeddings.std(axis=0, dtype=np.float64)
     wanted[1, 3] = 1.0
@@ -105,7 +105,7 @@ def test_prediction_gives_what_training_gave(head, pydocs, pydocs_cache, tmp_pat
 
 def test_layers_are_chosen_among_those_in_the_cache(pydocs, pydocs_cache, tmp_path):
     training = train(pydocs, root=pydocs_cache, head="logistic", layers=(3, -1), out=tmp_path / "m")
-    assert training.settings["layers"] == [3, 6]
+    assert training.settings["backbones"][0]["layers"] == [3, 6]
     assert training.features == 2 * 384
     with pytest.raises(UsageError, match=r"holds the layers 2,3,4,5,6.*llmembed extract"):
         train(pydocs, root=pydocs_cache, layers=(1,), out=tmp_path / "m")
@@ -114,7 +114,7 @@ def test_layers_are_chosen_among_those_in_the_cache(pydocs, pydocs_cache, tmp_pa
 def test_negative_layers_count_from_the_end_of_the_model_and_not_of_the_cache(pydocs, tiny_llama, tmp_path):
     extract(plan_extraction(pydocs, root=tmp_path, backbone=str(tiny_llama), layers=(1, 2)))
     training = train(pydocs, root=tmp_path, head="logistic", layers=(-3,), out=tmp_path / "m")
-    assert training.settings["layers"] == [2]
+    assert training.settings["backbones"][0]["layers"] == [2]
     with pytest.raises(UsageError, match=r"--layers 4: .* holds the layers 1,2"):
         train(pydocs, root=tmp_path, head="logistic", layers=(-1,), out=tmp_path / "m")
 
@@ -122,8 +122,8 @@ def test_negative_layers_count_from_the_end_of_the_model_and_not_of_the_cache(py
 def test_a_classifier_reads_only_the_layers_it_was_trained_on(pydocs, pydocs_cache, tmp_path):
     train(pydocs, root=pydocs_cache, head="logistic", layers=(2, 3), fusion="last", out=tmp_path / "m")
     classifier = Classifier.load(tmp_path / "m")
-    assert classifier.record.layers == (3,)
-    assert classifier.load_backbone(device="cpu").spec.layers == (3,)
+    assert classifier.record.backbones[0].layers == (3,)
+    assert classifier.load_backbones(device="cpu")[0].spec.layers == (3,)
 
 
 def test_missing_rows_are_counted_with_the_command_that_mends_it(pydocs, pydocs_cache, tmp_path):
@@ -159,7 +159,7 @@ def test_a_broken_shard_stops_training_with_one_line(pydocs, pydocs_cache, tmp_p
 def test_another_backbone_is_refused(pydocs, pydocs_cache, tiny_llama, tmp_path):
     train(pydocs, root=pydocs_cache, head="logistic", fusion="mean", out=tmp_path / "m")
     with pytest.raises(ClassifierError, match="was trained on sentence-transformers/all-MiniLM-L6-v2"):
-        Classifier.load(tmp_path / "m").load_backbone(str(tiny_llama))
+        Classifier.load(tmp_path / "m").load_backbones([str(tiny_llama)])
 
 
 def test_a_classifier_is_a_folder_without_pickle_and_replaces_only_its_like(pydocs, pydocs_cache, tmp_path):

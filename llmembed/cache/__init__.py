@@ -116,7 +116,8 @@ class Cache:
     ) -> "Cache":
         """Open the cache that was extracted last: of all, of a data set, or of a data set by a backbone.
 
-        `backbone` is what named it to `extract`; `words` name the data set on a command line.
+        `backbone` is what named it to `extract`, or the name of the cache's folder; `words` name the data set on a
+        command line.
 
         Raises:
             CacheError: there is none.
@@ -177,7 +178,10 @@ class Cache:
 
     def _is_by(self, backbone: str) -> bool:
         found_as = self.last_extraction().get("backbone")
-        return backbone in (self.backbone, self.spec.model, found_as) or str(Path(backbone).resolve()) == found_as
+        return (
+            backbone in (self.backbone, self.folder.name, self.spec.model, found_as)
+            or str(Path(backbone).resolve()) == found_as
+        )
 
     def locate(self, keys: Sequence[bytes]) -> Located:
         """Find the rows of keys."""
@@ -208,20 +212,20 @@ class Cache:
         """Give the truncation marks of located rows, bool [rows]."""
         return self._gather(located, lambda view: view.truncated(), np.bool_)
 
-    def blocks(self, located: Located, layers: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Read located rows shard by shard, in the order of the files.
-
-        Yields:
-            positions in the request, int64 [rows], and their embeddings [rows, layers, dim] in the dtype on disk.
+    def read(self, located: Located, layers: Sequence[int]) -> np.ndarray:
+        """Read located rows -> [rows, layers, dim] in the dtype on disk, in the order of the request.
 
         Raises:
             ValueError: a key of the request is not in the cache.
         """
         _refuse_missing(located)
+        embeddings = np.empty((len(located.row), len(layers), self.spec.dim), self.spec.dtype)
         for number in np.unique(located.shard):
             positions = np.flatnonzero(located.shard == number)
-            rows, view = located.row[positions], self._views[number]
-            yield positions, np.stack([view.layer(layer)[rows] for layer in layers], axis=1)
+            rows = located.row[positions]
+            for index, layer in enumerate(layers):
+                embeddings[positions, index] = self._views[number].layer(layer)[rows]
+        return embeddings
 
     def layer_views(self, layer: int) -> list[np.ndarray]:
         """Map one layer of every shard, [rows, dim] each in the dtype on disk, without reading it."""

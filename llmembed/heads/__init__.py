@@ -1,13 +1,17 @@
 """Heads: features float32 [rows, features] -> class probabilities float32 [rows, classes].
 
-Here stand what all heads share: the protocol, how a head is made, and its two files, `head.json` and
-`head.safetensors`. Each head lives in a module of its own, imported when asked for. Knows no texts, layers or fusion.
+Here stand what all heads share: the protocol, how a head is made, how it reads a matrix that may lie on disk, and its
+two files, `head.json` and `head.safetensors`. Each head lives in a module of its own, imported when asked for. Knows no
+texts and no layers.
 """
 
 import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,10 +31,36 @@ FORMAT = 1
 # squares and their sums finite in float32.
 LARGEST = 1e3
 VALIDATION_SHARE = 0.1
+# 128 MB in float32: what is in memory at a time of a matrix on disk.
+BLOCK_VALUES = 2**25
 
 Features = NDArray[np.float32]
 Codes = NDArray[np.int64]
-Validation = tuple[ArrayLike, ArrayLike]
+
+
+@runtime_checkable
+class Matrix(Protocol):
+    """Features [rows, features] whose rows are read when they are asked for, such as `llmembed.features.Features`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Give (rows, features)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> Features:
+        """Read the rows of a slice or an integer index, float32 [rows, features]."""
+        ...
+
+    def select_rows(self, rows: Codes) -> "Matrix":
+        """Give some rows as a matrix, without reading them."""
+        ...
+
+
+# What a head is fitted on: an array, or a matrix whose rows may lie on disk.
+Rows = ArrayLike | Matrix
+Validation = tuple[Rows, ArrayLike]
 
 
 class Head(Protocol):
@@ -44,7 +74,7 @@ class Head(Protocol):
     classes_: NDArray[Any]
     notes_: dict[str, Any]
 
-    def fit(self, X: ArrayLike, y: ArrayLike, *, validation: Validation | None = None) -> "Head":
+    def fit(self, X: Rows, y: ArrayLike, *, validation: Validation | None = None) -> "Head":
         """Fit on X [rows, features] and the labels y [rows]; `validation` (X, y) chooses, it is never trained on."""
         ...
 
@@ -153,6 +183,64 @@ def as_features(X: ArrayLike, width: int | None = None) -> Features:
             raise ClassifierError(f"{int(np.isnan(features).any(axis=1).sum()):,} rows of the features hold NaN.")
         features = features.clip(-LARGEST, LARGEST)
     return np.ascontiguousarray(features, dtype=np.float32)
+
+
+def as_matrix(X: Rows, width: int | None = None) -> "Features | Matrix":
+    """Give an array as `as_features` does, and a matrix whose rows lie on disk as it is.
+
+    Raises:
+        ClassifierError: as `as_features`.
+    """
+    if not isinstance(X, Matrix):
+        return as_features(X, width)
+    if width is not None and X.shape[1] != width:
+        raise ClassifierError(f"The features have the shape {list(X.shape)}; expected [rows, {width}].")
+    return X
+
+
+def select_rows(X: "Features | Matrix", rows: Codes) -> "Features | Matrix":
+    """Give some rows, without reading those that lie on disk."""
+    return X[rows] if isinstance(X, np.ndarray) else X.select_rows(rows)
+
+
+def row_blocks(X: "Features | Matrix", values: int = BLOCK_VALUES) -> Iterator[tuple[slice, Features]]:
+    """Read the rows in order, so many that they hold `values` values at a time; the next block is read meanwhile.
+
+    Yields:
+        which rows, and they, float32 [rows, features].
+    """
+    step = max(1, values // X.shape[1])
+    parts = [slice(start, min(start + step, len(X))) for start in range(0, len(X), step)]
+    if isinstance(X, np.ndarray):
+        yield from ((part, X[part]) for part in parts)
+        return
+    yield from zip(parts, read_ahead(X.__getitem__, parts), strict=True)
+
+
+def read_ahead(read: Callable[[Any], Features], parts: Iterable[Any]) -> Iterator[Features]:
+    """Read the parts one after the other, each while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[Future[Features]] = deque()
+        for part in parts:
+            waiting.append(reader.submit(read, part))
+            if len(waiting) == 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def weigh_classes(class_weight: str | None, codes: Codes, classes: int) -> Features:
+    """Give the weight of a row of each class, float32 [classes]: 1, or if `balanced`, rows / (classes * its rows).
+
+    Raises:
+        ClassifierError: neither.
+    """
+    if class_weight is None:
+        return np.ones(classes, np.float32)
+    if class_weight != "balanced":
+        raise ClassifierError(f"class_weight is {class_weight!r}; it may be 'balanced' or None.")
+    counts = np.bincount(codes, minlength=classes)
+    return (len(codes) / (classes * np.maximum(counts, 1))).astype(np.float32)
 
 
 def encode(y: ArrayLike, classes: NDArray[Any]) -> Codes:

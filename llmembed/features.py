@@ -1,0 +1,193 @@
+"""Features: rows of one cache or several, joined by text, scaled and fused -> float32 [rows, features].
+
+`Features` looks like a NumPy matrix to a head (`shape`, and rows by slice or index), but holds none of it: what is
+asked for is read from the memory-mapped shards. Knows no labels and no head.
+"""
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmembed.backbones import resolve_layers
+from llmembed.cache import Cache, Located
+from llmembed.dataset import Dataset, text_key
+from llmembed.errors import UsageError
+from llmembed.fusion import Fusion, Layout, fuse, fused_layers, fused_width
+from llmembed.scaling import Moments, Scaler, fit_scaler, moments
+
+# Values that one thread reads, scales and fuses at a time: few enough to stay in the processor's cache.
+VALUES_AT_ONCE = 2**19
+# The same for statistics, which are merged block by block.
+BLOCK_VALUES = 2**22
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is read of one backbone: its cache, and the layers of it."""
+
+    cache: Cache
+    layers: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Give backbone and fingerprint, as in the cache's name."""
+        return self.cache.folder.name
+
+    def fused(self, fusion: Fusion) -> "Source":
+        """Give only the layers that a fusion reads."""
+        return Source(self.cache, fused_layers(fusion, self.layers))
+
+
+def open_sources(
+    root: Path, dataset: Dataset, backbones: Sequence[str] = (), layers: Sequence[int] | None = None
+) -> tuple[Source, ...]:
+    """Open the caches of a data set by the backbones named, or the one extracted last.
+
+    `layers` are those to read of each, all by default; negative ones count from the end of each model.
+
+    Raises:
+        CacheError: there is no such cache, with the command that makes it.
+        UsageError: a backbone is named twice, or the layers are not in its cache.
+    """
+    named: Sequence[str | None] = backbones or [None]
+    caches = [Cache.latest(root, dataset.name, backbone, dataset.words) for backbone in named]
+    for number, cache in enumerate(caches):
+        if any(cache.folder == earlier.folder for earlier in caches[:number]):
+            raise UsageError(f"--backbone {backbones[number]} is named twice: both are {cache.folder}.")
+    return tuple(Source(cache, _stored_layers(cache, layers, dataset.words)) for cache in caches)
+
+
+def _stored_layers(cache: Cache, layers: Sequence[int] | None, words: Sequence[str]) -> tuple[int, ...]:
+    held = cache.spec.layers
+    wanted = held if layers is None else resolve_layers(layers, cache.spec.depth, cache.spec.model)
+    if not set(wanted) <= set(held):
+        option = f"--layers {','.join(map(str, wanted))}"
+        raise UsageError(
+            f"{option}: {cache.folder} holds the layers {','.join(map(str, held))}. Choose among them or run "
+            f"`{shlex.join(['llmembed', 'extract', *words])} --backbone {cache.backbone} {option}` first."
+        )
+    return wanted
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts in the caches of some sources: `located[b]` says where each text lies in the cache of source b."""
+
+    located: tuple[Located, ...]
+
+    def __len__(self) -> int:
+        return len(self.located[0].row)
+
+    def take(self, chosen: np.ndarray | slice) -> "Rows":
+        """Give the chosen rows, a bool or integer index."""
+        return Rows(tuple(Located(each.shard[chosen], each.row[chosen]) for each in self.located))
+
+    def of(self, sources: Sequence[int]) -> "Rows":
+        """Give the same texts in some of the sources, by their numbers."""
+        return Rows(tuple(self.located[source] for source in sources))
+
+    def on_disk(self) -> np.ndarray:
+        """Give the order in which the rows lie in the first cache, int64 [rows]."""
+        return np.lexsort((self.located[0].row, self.located[0].shard))
+
+
+def locate_rows(sources: Sequence[Source], texts: Sequence[str], words: Sequence[str]) -> Rows:
+    """Find texts in every source and check the shards that hold them; `words` name the data set on a command line.
+
+    Raises:
+        CacheError: a source lacks some of the texts, or a shard is damaged, with the command that mends it.
+    """
+    keys = [text_key(text) for text in texts]
+    return Rows(tuple(source.cache.locate_all(keys, words) for source in sources))
+
+
+def read_embeddings(sources: Sequence[Source], rows: Rows) -> list[np.ndarray]:
+    """Read the rows of each source -> [rows, layers, dim] in the dtype on disk, in the order asked for."""
+    return [source.cache.read(located, source.layers) for source, located in zip(sources, rows.located, strict=True)]
+
+
+def fit_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
+    """Take mean and deviation of every dimension of every layer over the rows, for each source."""
+    scalers = []
+    for source, located in zip(sources, rows.located, strict=True):
+        parts = _slices(len(rows), len(source.layers) * source.cache.spec.dim, BLOCK_VALUES)
+        scalers.append(fit_scaler(_in_threads(partial(_moments, source, located), parts)))
+    return tuple(scalers)
+
+
+def _moments(source: Source, located: Located, part: slice) -> Moments:
+    return moments(source.cache.read(Located(located.shard[part], located.row[part]), source.layers))
+
+
+class Features:
+    """A matrix [rows, features] on disk, float32 when it is read.
+
+    `features[a:b]` and `features[index]` give rows as an array; `numpy.asarray(features)` reads all of them.
+    """
+
+    dtype = np.dtype(np.float32)
+    ndim = 2
+
+    def __init__(self, sources: Sequence[Source], rows: Rows, scalers: Sequence[Scaler], fusion: Fusion) -> None:
+        self._sources, self._rows, self._scalers, self._fusion = sources, rows, scalers, fusion
+        self.layout: Layout = tuple((len(source.layers), source.cache.spec.dim) for source in sources)
+        self.shape = (len(rows), fused_width(fusion, self.layout))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
+        rows = self._rows.take(chosen)
+        features = np.empty((len(rows), self.shape[1]), np.float32)
+
+        def fill(part: slice) -> None:
+            features[part] = self._fuse(rows.take(part))
+
+        for _ in _in_threads(fill, _slices(len(rows), fused_width("concat", self.layout), VALUES_AT_ONCE)):
+            pass
+        return features
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or np.float32, copy=False)
+
+    def select_rows(self, chosen: np.ndarray) -> "Features":
+        """Give the chosen rows, still on disk."""
+        return Features(self._sources, self._rows.take(chosen), self._scalers, self._fusion)
+
+    def _fuse(self, rows: Rows) -> np.ndarray:
+        embeddings = read_embeddings(self._sources, rows)
+        return fuse([scaler.apply(each) for scaler, each in zip(self._scalers, embeddings, strict=True)], self._fusion)
+
+
+def _slices(rows: int, width: int, values: int) -> list[slice]:
+    step = max(1, values // width)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _in_threads(work: Any, parts: Sequence[Any]) -> Iterator[Any]:
+    """Do the parts in threads; give what they return, in order. NumPy lets go of the interpreter while it copies."""
+    threads = _threads()
+    if threads == 1 or len(parts) == 1:
+        yield from map(work, parts)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(parts), 4 * threads):
+            # In groups, so that what waits to be taken stays small.
+            yield from pool.map(work, parts[start : start + 4 * threads])
+
+
+def count_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _threads() -> int:
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(asked), count_cores()) if asked.isdecimal() and int(asked) else count_cores()
