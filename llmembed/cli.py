@@ -193,7 +193,9 @@ def train(
         Literal["last", "mean", "max", "concat", "gram", "weighted", "cooccurrence"],
         typer.Option(help="How layers become one vector; the last two are learned, by mlp alone."),
     ] = "concat",
-    head: Annotated[Literal["mlp", "gbdt", "logistic"], typer.Option(help="What learns from the vector.")] = "mlp",
+    head: Annotated[
+        Literal["mlp", "gbdt", "logistic", "lda"], typer.Option(help="What learns from the vector.")
+    ] = "mlp",
     layers: Layers = None,
     cache: CacheFolder = Path("cache"),
     backbone: Backbones = None,
@@ -201,6 +203,13 @@ def train(
         str | None, typer.Option(help="Widths of the hidden layers of --head mlp; default 256.", metavar="I,J,…")
     ] = None,
     dropout: Annotated[float | None, typer.Option(min=0, max=0.95, help="Dropout of --head mlp; default 0.5.")] = None,
+    class_weight: Annotated[
+        Literal["none", "sqrt", "balanced"] | None,
+        typer.Option(help="How much more rows of rare classes count; default: sqrt for mlp, none for the others."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where --head mlp is trained: cpu or cuda; default: a GPU if there is one.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Fixes every random choice.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the classifier; default: under models/.")] = None,
     text_column: TextColumn = "text",
@@ -223,9 +232,7 @@ def train(
         head=head,
         layers=_layers(layers),
         seed=seed,
-        head_options={
-            name: value for name, value in (("hidden", _widths(hidden)), ("dropout", dropout)) if value is not None
-        },
+        head_options=_head_options(hidden=_widths(hidden), dropout=dropout, class_weight=class_weight, device=device),
     )
     _print_json(training.to_json()) if as_json else show_training(training)
 
@@ -301,6 +308,57 @@ def compare(
 
         draw_depths(leaderboard, picture)
         _warn(f"accuracy by layer drawn in {picture}")
+
+
+@app.command()
+def reproduce(
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Of sst2, mr, agnews, r8, r52: with commas or repeated; default: all five.", metavar="D,E,…"),
+    ] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            help="Fusions with commas; default: all that the head can learn. The last layer alone is always there.",
+            metavar="F,G,…",
+        ),
+    ] = None,
+    head: Annotated[str, typer.Option(help="What learns from the vector: one head, the same in every row.")] = "mlp",
+    layers: Layers = None,
+    cache: CacheFolder = Path("cache"),
+    backbone: Backbones = None,
+    seed: Annotated[int, typer.Option(help="Fixes every random choice.")] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Folder of reproduction.md, reproduction.json and the classifiers.", metavar="FOLDER")
+    ] = Path("reproduction"),
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the paper's table: its data sets, fusion by fusion, with baselines and published figures beside them."""
+    from llmembed import reproduce as stage
+    from llmembed.dataset import load_dataset
+    from llmembed.fusion import Fusion
+    from llmembed.heads import HEADS
+    from llmembed.show import ProgressLine, show_reproduction
+
+    fusions = _names("--fusion", fusion, get_args(Fusion))
+    if len(_names("--head", head, tuple(HEADS))) > 1:
+        raise UsageError(f"--head {head}: a table has one head; name one of {', '.join(HEADS)}.")
+    named = _names("--dataset", ",".join(dataset) if dataset else None, tuple(stage.PAPER))
+    datasets = [load_dataset(name, limit=limit) for name in stage.PAPER if not named or name in named]
+    with ProgressLine("reading the caches") as progress:
+        reproduction = stage.reproduce(
+            datasets,
+            root=cache,
+            out=out,
+            backbones=backbone or [],
+            layers=_layers(layers),
+            fusions=fusions,
+            head=head,
+            seed=seed,
+            on_progress=lambda done, total: progress.update(done, total, f"{done:,} of {total:,} fits"),
+        )
+    _print_json(reproduction.to_json()) if as_json else show_reproduction(reproduction, out)
 
 
 @app.command()
@@ -458,6 +516,11 @@ def _names(option: str, value: str | None, known: Sequence[str]) -> list[Any]:
     if unknown:
         raise UsageError(f"{option} {value}: there is no {unknown[0]!r}; there are {', '.join(known)}.")
     return names
+
+
+def _head_options(**options: Any) -> dict[str, Any]:
+    given = {name: value for name, value in options.items() if value is not None}
+    return {name: None if name == "class_weight" and value == "none" else value for name, value in given.items()}
 
 
 def _widths(option: str | None) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from llmembed.extract import Estimate, Extraction
     from llmembed.extract import Progress as Done
     from llmembed.parity import Parity
+    from llmembed.reproduce import Reproduction
     from llmembed.train import Training
 
 # Without a terminal a progress line is printed this often, in seconds.
@@ -165,6 +167,19 @@ def show_leaderboard(leaderboard: "Leaderboard") -> None:
     print("\nThe first line, chosen by these folds alone, was refitted on the whole training split and tested once:")
     print(f"test accuracy {winner.report.accuracy:.2%}, macro-F1 {winner.report.macro_f1:.2%}")
     print(f"\nclassifier: {winner.out}")
+
+
+def show_reproduction(reproduction: "Reproduction", out: Path) -> None:
+    """Print the table of a reproduction, what it says of fused layers, and where the rest lies."""
+    headings, *rows = reproduction.table("accuracy")
+    table = Table(title="test accuracy in %", title_justify="left", box=None, pad_edge=False)
+    for number, heading in enumerate(headings[:-1]):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row[:-1])
+    stdout.print(table)
+    print("\n" + "\n".join([*reproduction.verdicts(), "", *reproduction.notes()]))
+    print(f"\n{out / 'reproduction.md'} and .json: macro-F1, sources, what was read; classifiers beside them")
 
 
 def _option(value: object) -> str:

@@ -1,8 +1,8 @@
 """Stage 2: read embeddings by text, scale and fuse them, fit a head, judge it once on the test split. Loads no model.
 
 In: a data set (for its labels) and the caches that cover it, one for each backbone. Out: a classifier folder and a
-`Training`. The validation part, for early stopping, is the data set's own or 10 % of its training rows; the test split
-is read after the fit.
+`Training`. What the head chooses or calibrates by is the data set's own validation split, or rows of the training split
+that the head holds out; the test split is read after the fit.
 """
 
 import json
@@ -22,7 +22,7 @@ from llmembed.errors import UsageError
 from llmembed.evaluate import Report, evaluate
 from llmembed.features import Features, Rows, Source, fit_scalers, locate_rows, open_sources
 from llmembed.fusion import LEARNED, Fusion
-from llmembed.heads import Head, hold_out, make_head
+from llmembed.heads import Head, make_head
 from llmembed.predict import classify_rows
 from llmembed.scaling import Scaler
 
@@ -38,8 +38,8 @@ class Training:
     Attributes:
         report: the judgement on the test split.
         settings: everything that, with the embeddings, determines the report.
-        rows: training rows, validation part included.
-        validation_rows: rows that only steered the fit.
+        rows: rows of the training split, and of the validation split if there is one.
+        validation_rows: rows that the head chose or calibrated by.
         classes: number of classes.
         features: width of the fused features.
         notes: what the head chose by itself.
@@ -127,10 +127,10 @@ def train_on(
     settings = _settings(dataset, sources, fusion, head, head_options, seed)
     out = out or Path("models") / _name(settings)
     check_destination(out)
-    fit, validation, test = _parts(dataset, sources, seed)
+    fit, validation, test = _parts(dataset, sources)
     scalers = fit_scalers(sources, fit.rows)
     features, labels = read_features(sources, fit, scalers, fusion)
-    held_out = read_features(sources, validation, scalers, fusion)
+    held_out = read_features(sources, validation, scalers, fusion) if len(validation.labels) else None
     read = time.perf_counter()
     estimator.fit(features, labels, validation=held_out)
     fitted = time.perf_counter()
@@ -140,7 +140,7 @@ def train_on(
         report=evaluate(test.labels.tolist(), probabilities, classifier.record.labels),
         settings=settings,
         rows=len(fit.labels) + len(validation.labels),
-        validation_rows=len(validation.labels),
+        validation_rows=estimator.notes_["validation_rows"],
         classes=len(classifier.record.labels),
         features=features.shape[1],
         notes=estimator.notes_,
@@ -216,14 +216,11 @@ def training_part(dataset: Dataset, sources: Sequence[Source]) -> Part:
     return Part(locate_rows(sources, dataset.texts("train"), dataset.words), np.array(dataset.labels("train")))
 
 
-def _parts(dataset: Dataset, sources: Sequence[Source], seed: int) -> tuple[Part, Part, Part]:
+def _parts(dataset: Dataset, sources: Sequence[Source]) -> tuple[Part, Part, Part]:
     rows = locate_rows(sources, dataset.texts(), dataset.words)
     whole, split = Part(rows, dataset.table["label"].to_numpy().astype(str)), dataset.table["split"].to_numpy()
     training, validation, test = (whole.take(split == name) for name in SPLITS)
-    if len(validation.labels):
-        return training, validation, test
-    fit, held_out = hold_out(np.unique(training.labels, return_inverse=True)[1], seed=seed)
-    return training.take(fit), training.take(held_out), test
+    return training, validation, test
 
 
 def read_features(

@@ -16,7 +16,7 @@ from llmembed.heads import HEADS, hold_out, load_head, make_head
 from llmembed.heads.learned import Cooccurrence, WeightedMean
 
 # Few passes and rounds: these tests are about behaviour, the benchmarks about accuracy.
-QUICK = {"logistic": {"inverse_penalties": (0.01, 0.1)}, "gbdt": {"rounds": 20}, "mlp": {"epochs": 8}}
+QUICK = {"logistic": {"inverse_penalties": (0.01, 0.1)}, "gbdt": {"rounds": 20}, "mlp": {"epochs": 8}, "lda": {}}
 each_head = pytest.mark.parametrize("name", list(HEADS))
 
 
@@ -38,7 +38,7 @@ def widths(request, digits):
     return *wide, y, y_test
 
 
-@pytest.mark.parametrize(("name", "least"), [("logistic", 0.95), ("gbdt", 0.92), ("mlp", 0.95)])
+@pytest.mark.parametrize(("name", "least"), [("logistic", 0.95), ("lda", 0.92), ("gbdt", 0.92), ("mlp", 0.95)])
 def test_every_head_reads_handwritten_digits(name, least, widths):
     X, X_test, y, y_test = widths
     head = make_head(name, **QUICK[name]).fit(X, y)
@@ -154,7 +154,7 @@ def test_refusals_say_what_was_found_and_expected(name, digits, tmp_path):
 
 
 def test_unknown_heads_parameters_and_folders_are_refused():
-    with pytest.raises(UsageError, match="logistic, gbdt, mlp"):
+    with pytest.raises(UsageError, match="logistic, lda, gbdt, mlp"):
         make_head("forest")
     with pytest.raises(UsageError, match="no parameter depth; it has batch_rows"):
         make_head("mlp", depth=3)
@@ -185,7 +185,7 @@ def test_gbdt_sums_features_into_fewer_where_they_are_too_many(digits):
 def test_an_mlp_has_the_hidden_layers_that_it_is_asked_for(digits, tmp_path):
     X, X_test, y, _ = digits
     head = make_head("mlp", hidden=(24, 8), dropout=0.1, epochs=2).fit(X, y)
-    weights = [tuple(layer.weight.shape) for layer in head.network_ if hasattr(layer, "in_features")]
+    weights = [tuple(layer.weight.shape) for layer in head.network_[0] if hasattr(layer, "in_features")]
     assert weights == [(24, 64), (8, 24), (10, 8)]
     head.save(tmp_path)
     loaded = load_head(tmp_path)
@@ -196,7 +196,7 @@ def test_an_mlp_has_the_hidden_layers_that_it_is_asked_for(digits, tmp_path):
 def test_an_mlp_without_hidden_layers_is_linear(digits):
     X, X_test, y, y_test = digits
     head = make_head("mlp", hidden=(), epochs=8, learning_rate=1e-2).fit(X, y)
-    assert len(head.network_) == 1
+    assert [len(member) for member in head.network_] == [1, 1]
     assert np.mean(head.predict(X_test) == y_test) > 0.9
 
 

@@ -21,6 +21,7 @@ from llmembed.errors import ClassifierError, UsageError
 # Where each head is: imported only when asked for, because torch, LightGBM and scikit-learn take seconds to import.
 HEADS = {
     "logistic": ("llmembed.heads.logistic", "LogisticHead"),
+    "lda": ("llmembed.heads.lda", "LDAHead"),
     "gbdt": ("llmembed.heads.gbdt", "GBDTHead"),
     "mlp": ("llmembed.heads.mlp", "MLPHead"),
 }
@@ -217,6 +218,14 @@ def row_blocks(X: "Features | Matrix", values: int = BLOCK_VALUES) -> Iterator[t
     yield from zip(parts, read_ahead(X.__getitem__, parts), strict=True)
 
 
+def map_rows(X: "Features | Matrix", function: Callable[[Features], Features], width: int) -> Features:
+    """Apply a function to the rows, block by block -> float32 [rows, width]."""
+    values = np.empty((len(X), width), np.float32)
+    for rows, block in row_blocks(X):
+        values[rows] = function(block)
+    return values
+
+
 def read_ahead(read: Callable[[Any], Features], parts: Iterable[Any]) -> Iterator[Features]:
     """Read the parts one after the other, each while the one before it is worked on."""
     with ThreadPoolExecutor(1) as reader:
@@ -230,17 +239,19 @@ def read_ahead(read: Callable[[Any], Features], parts: Iterable[Any]) -> Iterato
 
 
 def weigh_classes(class_weight: str | None, codes: Codes, classes: int) -> Features:
-    """Give the weight of a row of each class, float32 [classes]: 1, or if `balanced`, rows / (classes * its rows).
+    """Give the weight of a row of each class, float32 [classes], 1 on average over the rows.
+
+    It is the same for all classes (None), one over the rows of the class (`balanced`), or the root of that (`sqrt`).
 
     Raises:
-        ClassifierError: neither.
+        ClassifierError: none of them.
     """
-    if class_weight is None:
-        return np.ones(classes, np.float32)
-    if class_weight != "balanced":
-        raise ClassifierError(f"class_weight is {class_weight!r}; it may be 'balanced' or None.")
-    counts = np.bincount(codes, minlength=classes)
-    return (len(codes) / (classes * np.maximum(counts, 1))).astype(np.float32)
+    exponents = {None: 0.0, "sqrt": 0.5, "balanced": 1.0}
+    if class_weight not in exponents:
+        raise ClassifierError(f"class_weight is {class_weight!r}; it may be 'balanced', 'sqrt' or None.")
+    counts = np.bincount(codes, minlength=classes).clip(min=1)
+    weights = counts ** -exponents[class_weight]
+    return np.asarray(weights * counts.sum() / (weights * counts).sum(), np.float32)
 
 
 def encode(y: ArrayLike, classes: NDArray[Any]) -> Codes:
