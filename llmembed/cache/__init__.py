@@ -25,6 +25,7 @@ from llmembed.backbones import BackboneSpec
 from llmembed.backbones.weights import KNOWN
 from llmembed.cache.shard import FORMAT, Rows, ShardView, encode_shard
 from llmembed.cache.store import LocalStore
+from llmembed.dataset import text_key
 from llmembed.errors import CacheError
 
 # A writer commits a shard within seconds of writing it; what is uncommitted after this belongs to a dead one.
@@ -226,6 +227,17 @@ class Cache:
             for index, layer in enumerate(layers):
                 embeddings[positions, index] = self._views[number].layer(layer)[rows]
         return embeddings
+
+    def matrix(self, texts: Sequence[str], layers: Sequence[int] | None = None) -> np.ndarray:
+        """Give the layers of texts side by side, float32 [texts, layers * dim], for an estimator of one's own.
+
+        They are not standardised: put a `StandardScaler` before what needs it.
+
+        Raises:
+            CacheError: texts are missing or shards damaged, with the command that mends it.
+        """
+        located = self.locate_all([text_key(text) for text in texts], self.last_extraction().get("dataset", []))
+        return self.read(located, layers or self.spec.layers).reshape(len(texts), -1).astype(np.float32)
 
     def layer_views(self, layer: int) -> list[np.ndarray]:
         """Map one layer of every shard, [rows, dim] each in the dtype on disk, without reading it."""
