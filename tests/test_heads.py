@@ -267,3 +267,11 @@ def test_weights_of_layers_find_the_layer_that_tells():
     head = make_head("mlp", fusion="weighted", layout=((4, 8),), epochs=30).fit(layers.reshape(600, -1), y)
     assert np.argmax(head.notes_["layer_weights"][0]) == 2
     assert max(head.notes_["layer_weights"][0]) > 0.4
+
+
+def test_dropout_leaves_the_cosines_of_cooccurrence_what_they_are_in_prediction():
+    torch.manual_seed(0)
+    pooling, features = Cooccurrence(((3, 16),), compressed=64, dropout=0.5), torch.randn(1, 48)
+    wanted = pooling.eval()(features)[0, :3].detach()
+    drawn = pooling.train()(features.expand(4000, -1))[:, :3].mean(dim=0).detach()
+    assert torch.allclose(drawn, wanted, atol=0.02)

@@ -46,8 +46,8 @@ class WeightedMean(nn.Module):
 class Cooccurrence(nn.Module):
     """Co-occurrence pooling with learned compression (LLMEmbed, ACL 2024, section 3).
 
-    Every layer x_i [dim] of every backbone is compressed to c_i = dropout(relu(W_i x_i + b_i)) [compressed]. With the
-    rows c_i / |c_i| as X [layers, compressed], the Gram matrix G = X Xᵀ is power-normalised to 2 · sigmoid(σ · G) - 1
+    Every layer x_i [dim] of every backbone is compressed to c_i = relu(W_i x_i + b_i) [compressed]. With the rows
+    dropout(c_i / |c_i|) as X [layers, compressed], the Gram matrix G = X Xᵀ is power-normalised to 2 · sigmoid(σ · G) - 1
     and stands beside the mean of the layers of each backbone. Two things differ from the paper's code: there the rows
     keep their length, so that the entries of G run into the hundreds and the sigmoid saturates; here they are cosines.
     And G is symmetric, with ones on its diagonal: only what is above the diagonal is kept. σ is learned too.
@@ -71,9 +71,10 @@ class Cooccurrence(nn.Module):
         backbones = split_layers(features, self._layout)
         layers = [layer for each in backbones for layer in each.unbind(dim=1)]
         compressed = [linear(layer) for linear, layer in zip(self.compress, layers, strict=True)]
-        stacked = self.dropout(torch.stack(compressed, dim=1).relu())
-        # Under the root, so that a row of zeros has a finite gradient.
-        rows = stacked / (stacked.square().sum(dim=2, keepdim=True) + 1e-6).sqrt()
+        stacked = torch.stack(compressed, dim=1).relu()
+        # Under the root, so that a row of zeros has a finite gradient. Dropout comes after: before, it would halve the
+        # cosines of training and not those of prediction.
+        rows = self.dropout(stacked / (stacked.square().sum(dim=2, keepdim=True) + 1e-6).sqrt())
         above = (rows @ rows.transpose(1, 2))[:, self._above[0], self._above[1]]
         # 2 · sigmoid(x) - 1 = tanh(x / 2).
         return torch.cat([torch.tanh(self.sigma / 2 * above), *(each.mean(dim=1) for each in backbones)], dim=1)
