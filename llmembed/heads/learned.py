@@ -47,9 +47,10 @@ class Cooccurrence(nn.Module):
     """Co-occurrence pooling with learned compression (LLMEmbed, ACL 2024, section 3).
 
     Every layer x_i [dim] of every backbone is compressed to c_i = relu(W_i x_i + b_i) [compressed]. With the rows
-    dropout(c_i / |c_i|) as X [layers, compressed], the Gram matrix G = X Xᵀ is power-normalised to 2 · sigmoid(σ · G) - 1
-    and stands beside the mean of the layers of each backbone. Two things differ from the paper's code: there the rows
-    keep their length, so that the entries of G run into the hundreds and the sigmoid saturates; here they are cosines.
+    dropout(c_i / |c_i|) as X [layers, compressed], the Gram matrix G = X Xᵀ is power-normalised to
+    2 · sigmoid(σ · G) - 1 and stands beside the mean of the layers of each backbone. Two things differ from the paper's
+    code: there the rows keep their length, so that the entries of G run into the hundreds and the sigmoid saturates;
+    here they are cosines.
     And G is symmetric, with ones on its diagonal: only what is above the diagonal is kept. σ is learned too.
 
     Attributes:
