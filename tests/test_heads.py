@@ -9,11 +9,14 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score, train_test_split
 
 from llmembed.errors import ClassifierError, UsageError
-from llmembed.heads import HEADS, hold_out, load_head, make_head
+from llmembed.heads import HEADS, hold_out, load_head, make_head, softmax
+from llmembed.heads.discriminant import draw_sketch
 from llmembed.heads.learned import Cooccurrence, WeightedMean
+from llmembed.heads.mlp import _shuffled
 
 # Few passes and rounds: these tests are about behaviour, the benchmarks about accuracy.
 QUICK = {"logistic": {"inverse_penalties": (0.01, 0.1)}, "gbdt": {"rounds": 20}, "mlp": {"epochs": 8}, "lda": {}}
@@ -275,3 +278,69 @@ def test_dropout_leaves_the_cosines_of_cooccurrence_what_they_are_in_prediction(
     wanted = pooling.eval()(features)[0, :3].detach()
     drawn = pooling.train()(features.expand(4000, -1))[:, :3].mean(dim=0).detach()
     assert torch.allclose(drawn, wanted, atol=0.02)
+
+
+@each_head
+def test_balanced_weights_find_more_rows_of_a_rare_class(name, digits):
+    X, X_test, y, y_test = digits
+    rare = np.flatnonzero(y == 8)[:5]
+    keep = np.concatenate([np.flatnonzero(y != 8), rare])
+
+    def recall(class_weight):
+        head = make_head(name, class_weight=class_weight, **QUICK[name]).fit(X[keep], y[keep])
+        return np.mean(head.predict(X_test)[y_test == 8] == 8)
+
+    assert recall("balanced") > recall(None)
+    with pytest.raises(ClassifierError, match="class_weight is 'fair'; it may be 'balanced', 'sqrt' or None"):
+        make_head(name, class_weight="fair", **QUICK[name]).fit(X, y)
+
+
+class OnDisk:
+    """Rows that can only be read in pieces, as `llmembed.features.Features` gives them."""
+
+    def __init__(self, X):
+        self.X, self.shape = X, X.shape
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, rows):
+        return self.X[rows]
+
+    def select_rows(self, rows):
+        return OnDisk(self.X[rows])
+
+
+@each_head
+def test_rows_on_disk_are_learnt_as_well_as_an_array(name, widths):
+    X, X_test, y, y_test = widths
+    head = make_head(name, **QUICK[name]).fit(OnDisk(X), y)
+    accuracy = np.mean(head.predict(OnDisk(X_test)) == y_test)
+    assert abs(accuracy - np.mean(make_head(name, **QUICK[name]).fit(X, y).predict(X_test) == y_test)) < 0.03
+    np.testing.assert_allclose(head.predict_proba(OnDisk(X_test)), head.predict_proba(X_test), atol=1e-5)
+
+
+def test_a_pass_over_rows_on_disk_gives_every_row_once():
+    rows = np.arange(1000, dtype=np.float32)[:, None] * np.ones(3, np.float32)
+    batches = list(_shuffled(OnDisk(rows), 64))
+    numbers = torch.cat([chosen for _, chosen in batches])
+    assert sorted(numbers.tolist()) == list(range(1000))
+    assert torch.equal(torch.cat([batch for batch, _ in batches])[:, 0], numbers.float())
+    assert (numbers.diff() == 1).float().mean() < 0.1, "neighbours do not stay together"
+
+
+def test_a_sketch_and_its_unfolding_are_one_projection():
+    draw = np.random.default_rng(0)
+    X, projection = draw.standard_normal((50, 230)).astype(np.float32), draw.standard_normal((64, 3))
+    sketch = draw_sketch(230, 64, seed=0)
+    np.testing.assert_allclose(sketch.apply(X) @ projection, X @ sketch.unfold(projection), atol=1e-4)
+    assert draw_sketch(64, 64, seed=0) is None
+
+
+def test_logistic_regression_finds_the_minimum_that_scikit_learn_finds(digits):
+    X, X_test, y, _ = digits
+    ours = make_head("logistic", inverse_penalties=(0.05,), tolerance=1e-9).fit(X, y, validation=(X, y))
+    peer = LogisticRegression(C=0.05, max_iter=5000, tol=1e-8).fit(X, y)
+    logits = X_test @ ours.weight_ + ours.bias_
+    np.testing.assert_allclose(softmax(logits), peer.predict_proba(X_test), atol=2e-3)
+    assert ours.notes_["converged"]
