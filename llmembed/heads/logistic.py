@@ -56,7 +56,7 @@ class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
         *,
         inverse_penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         max_iterations: int = 100,
-        tolerance: float = 1e-6,
+        tolerance: float = 1e-5,
         sketch: int = 4096,
         class_weight: str | None = None,
         seed: int = 0,
