@@ -43,3 +43,7 @@ class ClassifierError(LLMEmbedError):
     """A saved classifier is missing, damaged, or does not fit what it is used with."""
 
     exit_code = 6
+
+
+class InputError(ClassifierError, ValueError):
+    """Features, labels or parameters that a head cannot use; a ValueError, as scikit-learn expects."""

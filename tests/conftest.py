@@ -8,7 +8,10 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import numpy as np
 import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
@@ -30,6 +33,15 @@ def vllm_on_cpu() -> Iterator[None]:
         for name, value in VLLM_ON_CPU.items():
             patch.setenv(name, os.environ.get(name, value))
         yield
+
+
+@pytest.fixture(scope="session")
+def digits() -> list[np.ndarray]:
+    """Give scikit-learn's handwritten digits, standardised: X [1257, 64] to train on, X [540, 64] to test, y, y."""
+    X, y = load_digits(return_X_y=True)
+    scale = X.std(axis=0)
+    X = ((X - X.mean(axis=0)) / np.where(scale > 0, scale, 1)).astype(np.float32)
+    return train_test_split(X, y, test_size=0.3, random_state=0, stratify=y)
 
 
 @pytest.fixture(scope="session")

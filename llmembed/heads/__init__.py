@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llmembed.errors import ClassifierError, UsageError
+from llmembed.errors import ClassifierError, InputError, UsageError
 
 # Where each head is: imported only when asked for, because torch, LightGBM and scikit-learn take seconds to import.
 HEADS = {
@@ -62,6 +62,8 @@ class Matrix(Protocol):
 # What a head is fitted on: an array, or a matrix whose rows may lie on disk.
 Rows = ArrayLike | Matrix
 Validation = tuple[Rows, ArrayLike]
+# How much a row of each class counts: by a rule, or by its label.
+ClassWeight = str | dict[Any, float] | None
 
 
 class Head(Protocol):
@@ -134,16 +136,22 @@ def write_head(folder: Path, head: Head, arrays: dict[str, NDArray[Any]], **fitt
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    params = head.get_params()
+    if isinstance(params["class_weight"], dict):
+        # The keys of JSON are strings, labels may be numbers.
+        params["class_weight"] = list(params["class_weight"].items())
     content = {
         "format": FORMAT,
         "head": next(name for name, (_, class_name) in HEADS.items() if class_name == type(head).__name__),
-        "params": head.get_params(),
+        "params": params,
         "classes": head.classes_.tolist(),
         "notes": head.notes_,
         "fitted": fitted,
     }
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS_FILE)
-    (folder / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # Parameters from a search over an array are NumPy's scalars.
+    text = json.dumps(content, indent=2, default=np.generic.item)
+    (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_head(folder: Path, head_class: type) -> tuple[Any, dict[str, NDArray[Any]], dict[str, Any]]:
@@ -159,6 +167,8 @@ def read_head(folder: Path, head_class: type) -> tuple[Any, dict[str, NDArray[An
     try:
         arrays = load_file(folder / ARRAYS_FILE)
         head = head_class(**content["params"])
+        if isinstance(head.class_weight, list):
+            head.class_weight = dict(head.class_weight)
         head.classes_ = np.asarray(content["classes"])
         head.notes_ = content["notes"]
         fitted = content["fitted"]
@@ -166,37 +176,6 @@ def read_head(folder: Path, head_class: type) -> tuple[Any, dict[str, NDArray[An
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ClassifierError(f"The head in {folder} is damaged ({error}). Train the classifier again.") from error
     return head, arrays, fitted
-
-
-def as_features(X: ArrayLike, width: int | None = None) -> Features:
-    """Give X as float32 [rows, features], limited to +-1000 so that no later square overflows.
-
-    Raises:
-        ClassifierError: not two-dimensional, NaN in it, or not `width` features wide.
-    """
-    features = np.asarray(X)
-    if features.ndim != 2 or (width is not None and features.shape[1] != width):
-        expected = "[rows, features]" if width is None else f"[rows, {width}]"
-        raise ClassifierError(f"The features have the shape {list(features.shape)}; expected {expected}.")
-    # Negated, so that NaN fails it too; min and max need no second matrix, as abs would.
-    if features.size and not (features.min() >= -LARGEST and features.max() <= LARGEST):
-        if np.isnan(features).any():
-            raise ClassifierError(f"{int(np.isnan(features).any(axis=1).sum()):,} rows of the features hold NaN.")
-        features = features.clip(-LARGEST, LARGEST)
-    return np.ascontiguousarray(features, dtype=np.float32)
-
-
-def as_matrix(X: Rows, width: int | None = None) -> "Features | Matrix":
-    """Give an array as `as_features` does, and a matrix whose rows lie on disk as it is.
-
-    Raises:
-        ClassifierError: as `as_features`.
-    """
-    if not isinstance(X, Matrix):
-        return as_features(X, width)
-    if width is not None and X.shape[1] != width:
-        raise ClassifierError(f"The features have the shape {list(X.shape)}; expected [rows, {width}].")
-    return X
 
 
 def select_rows(X: "Features | Matrix", rows: Codes) -> "Features | Matrix":
@@ -238,19 +217,30 @@ def read_ahead(read: Callable[[Any], Features], parts: Iterable[Any]) -> Iterato
             yield waiting.popleft().result()
 
 
-def weigh_classes(class_weight: str | None, codes: Codes, classes: int) -> Features:
+def weigh_classes(class_weight: ClassWeight, codes: Codes, classes: NDArray[Any]) -> Features:
     """Give the weight of a row of each class, float32 [classes], 1 on average over the rows.
 
-    It is the same for all classes (None), one over the rows of the class (`balanced`), or the root of that (`sqrt`).
+    It is the same for all classes (None), one over the rows of the class (`balanced`), the root of that (`sqrt`), or
+    proportional to what a dict has for the label, 1 if nothing.
 
     Raises:
-        ClassifierError: none of them.
+        InputError: none of them, a weight that is not positive, or a dict with labels that no row has.
     """
     exponents = {None: 0.0, "sqrt": 0.5, "balanced": 1.0}
-    if class_weight not in exponents:
-        raise ClassifierError(f"class_weight is {class_weight!r}; it may be 'balanced', 'sqrt' or None.")
-    counts = np.bincount(codes, minlength=classes).clip(min=1)
-    weights = counts ** -exponents[class_weight]
+    counts = np.bincount(codes, minlength=len(classes)).clip(min=1)
+    if isinstance(class_weight, dict):
+        labels = classes.tolist()
+        unknown = class_weight.keys() - set(labels)
+        # With a weight for every label, a fold that lacks one of the classes is no mistake.
+        if unknown and not class_weight.keys() > set(labels):
+            raise InputError(f"class_weight names {list(unknown)}; the labels are {labels}.")
+        weights = np.array([class_weight.get(label, 1.0) for label in labels])
+        if not (weights > 0).all():
+            raise InputError(f"class_weight is {class_weight}; every weight must be positive.")
+    elif class_weight in exponents:
+        weights = counts ** -exponents[class_weight]
+    else:
+        raise InputError(f"class_weight is {class_weight!r}; it may be 'balanced', 'sqrt', None or a dict.")
     return np.asarray(weights * counts.sum() / (weights * counts).sum(), np.float32)
 
 
@@ -259,20 +249,6 @@ def encode(y: ArrayLike, classes: NDArray[Any]) -> Codes:
     labels = np.asarray(y)
     codes = np.searchsorted(classes, labels).clip(0, len(classes) - 1)
     return np.where(classes[codes] == labels, codes, -1)
-
-
-def distinct(y: ArrayLike) -> NDArray[Any]:
-    """Give the distinct labels, sorted.
-
-    Raises:
-        ClassifierError: fewer than two.
-    """
-    classes = np.unique(np.asarray(y))
-    if len(classes) < 2:
-        raise ClassifierError(
-            f"All {np.size(y):,} training rows have the label {classes.tolist()}; expected two or more."
-        )
-    return classes
 
 
 def hold_out(codes: Codes, *, seed: int) -> tuple[Codes, Codes]:

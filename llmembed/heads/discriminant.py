@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh
 
-from llmembed.heads import Codes, Features, Matrix, fit_sharpness, log_loss, row_blocks, weigh_classes
+from llmembed.heads import Codes, Features, Matrix, fit_sharpness, log_loss, row_blocks
 
 FOLDS = 5
 # Added to the diagonal of the within-class covariance of features of unit variance. Fewer rows ask for more of it: the
@@ -127,12 +127,13 @@ def fit_discriminant(
     *,
     sketch: int,
     components: int,
-    class_weight: str | None,
+    prior: Features,
     seed: int,
 ) -> Discriminant:
     """Fit on X [rows, features]; more features than `sketch` are first summed into so many, with random signs.
 
-    The Gram matrices and their solves grow with the square and the cube of the width.
+    `prior` [classes] multiplies the shares of the classes. The Gram matrices and their solves grow with the square and
+    the cube of the width.
     """
     sums = draw_sketch(X.shape[1], sketch, seed=seed)
     fold = np.random.default_rng(seed).permutation(len(codes)) % FOLDS
@@ -144,7 +145,6 @@ def fit_discriminant(
             part.include(narrow[own], codes[rows][own])
     total = sum(parts[1:], start=parts[0])
     axes = _principal_axes(total.gram, components)
-    prior = weigh_classes(class_weight, codes, classes)
     candidates = [[_discriminant(total - part, shrinkage, prior) for shrinkage in SHRINKAGES] for part in parts]
     logits = np.empty((len(SHRINKAGES), len(codes), classes), np.float32)
     projected = np.empty((len(codes), axes.shape[1]), np.float32)

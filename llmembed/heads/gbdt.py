@@ -11,34 +11,31 @@ from typing import Any, Self
 import lightgbm
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
 
 from llmembed.errors import ClassifierError
 from llmembed.heads import (
+    ClassWeight,
     Codes,
     Features,
     Matrix,
     Rows,
     Validation,
-    as_matrix,
-    distinct,
-    encode,
     fit_sharpness,
     hold_out,
     map_rows,
     read_head,
     select_rows,
-    softmax,
     weigh_classes,
     write_head,
 )
 from llmembed.heads.discriminant import fit_discriminant
+from llmembed.heads.estimator import Estimator
 
 TREES_FILE = "head.txt"
 VALUES_PER_THREAD = 250_000
 
 
-class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class GBDTHead(Estimator):
     """LightGBM on narrow features; on wide ones a linear discriminant, and trees that correct it.
 
     Args:
@@ -49,7 +46,8 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         project_above: number of features from which on they are projected.
         components: number of principal components that the trees see beside the discriminant's logits.
         sketch: number of features above which they are first summed into so many, with random signs.
-        class_weight: `balanced` lets every class count alike, `sqrt` half of the way to it, None every row.
+        class_weight: `balanced` lets every class count alike, `sqrt` half of the way to it, None every row; a dict has
+            weights by label.
         seed: fixes the folds, and the validation rows where none are given.
     """
 
@@ -65,7 +63,7 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         project_above: int = 256,
         components: int = 64,
         sketch: int = 4096,
-        class_weight: str | None = None,
+        class_weight: ClassWeight = None,
         seed: int = 0,
     ) -> None:
         self.learning_rate = learning_rate
@@ -84,19 +82,15 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         """Fit on X [rows, features] and labels y [rows]; without `validation`, a tenth of the rows is held out for it.
 
         Raises:
-            ClassifierError: NaN in X, or fewer than two classes.
+            InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features = as_matrix(X)
-        self.classes_ = distinct(y)
-        self.n_features_in_ = features.shape[1]
-        codes = encode(y, self.classes_)
+        features, codes = self._check_training(X, y)
         if validation is None:
             train, held = hold_out(codes, seed=self.seed)
             X_val, val_codes = select_rows(features, held), codes[held]
             features, codes = select_rows(features, train), codes[train]
         else:
-            X_val = as_matrix(validation[0], self.n_features_in_)
-            val_codes = encode(validation[1], self.classes_)
+            X_val, val_codes = self._check_validation(validation)
         self.projection_: Features | None = None
         self.offset_: Features | None = None
         self.notes_: dict[str, Any] = {"projected": self.n_features_in_ > self.project_above}
@@ -120,7 +114,7 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             len(self.classes_),
             sketch=self.sketch,
             components=self.components,
-            class_weight=self.class_weight,
+            prior=weigh_classes(self.class_weight, codes, self.classes_),
             seed=self.seed,
         )
         self.projection_ = np.hstack([fitted.weight, fitted.axes])
@@ -131,7 +125,7 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     def _boost(
         self, inputs: Features, start: Features | None, codes: Codes, X_val: Features | Matrix, val_codes: Codes
     ) -> None:
-        weights = weigh_classes(self.class_weight, codes, len(self.classes_))
+        weights = weigh_classes(self.class_weight, codes, self.classes_)
         train = lightgbm.Dataset(inputs, codes, weight=weights[codes], init_score=_as_scores(start))
         known = val_codes >= 0
         valid_sets, callbacks = [], []
@@ -185,19 +179,6 @@ class GBDTHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         inputs, start = self._inputs(features)
         raw = self.booster_.predict(inputs, raw_score=True)
         return np.asarray(raw if start is None else raw + start, dtype=np.float32)
-
-    def predict_proba(self, X: Rows) -> Features:
-        """Give the class probabilities, float32 [rows, classes].
-
-        Raises:
-            ClassifierError: another number of features than in training, or NaN.
-        """
-        return softmax(self.sharpness_ * self._logits(as_matrix(X, self.n_features_in_)))
-
-    def predict(self, X: Rows) -> NDArray[Any]:
-        """Give the most probable label of each row [rows]."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return labels
 
     def save(self, folder: Path) -> None:
         """Write `head.json`, `head.safetensors` (the projection) and `head.txt` (LightGBM's own text) into `folder`."""

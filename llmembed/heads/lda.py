@@ -7,35 +7,34 @@ probabilities are, is chosen on rows that each fit had left out.
 from pathlib import Path
 from typing import Any, Self
 
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from numpy.typing import ArrayLike
 
 from llmembed.heads import (
+    ClassWeight,
     Features,
+    Matrix,
     Rows,
     Validation,
-    as_matrix,
-    distinct,
-    encode,
     map_rows,
     read_head,
-    softmax,
+    weigh_classes,
     write_head,
 )
 from llmembed.heads.discriminant import fit_discriminant
+from llmembed.heads.estimator import Estimator
 
 
-class LDAHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class LDAHead(Estimator):
     """Linear discriminant analysis with a shrunken covariance.
 
     Args:
         sketch: number of features above which they are first summed into so many, with random signs.
         class_weight: None takes the shares of the classes as prior probabilities, `balanced` equal ones, `sqrt` the
-            roots of the shares.
+            roots of the shares, a dict the shares times what it has for the label.
         seed: fixes the folds and the signs.
     """
 
-    def __init__(self, *, sketch: int = 4096, class_weight: str | None = None, seed: int = 0) -> None:
+    def __init__(self, *, sketch: int = 4096, class_weight: ClassWeight = None, seed: int = 0) -> None:
         self.sketch = sketch
         self.class_weight = class_weight
         self.seed = seed
@@ -44,18 +43,16 @@ class LDAHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         """Fit on X [rows, features] and labels y [rows]; `validation` is not needed, every row is left out once.
 
         Raises:
-            ClassifierError: NaN in X, or fewer than two classes.
+            InputError: X or y cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features = as_matrix(X)
-        self.classes_ = distinct(y)
-        self.n_features_in_ = features.shape[1]
+        features, codes = self._check_training(X, y)
         fitted = fit_discriminant(
             features,
-            encode(y, self.classes_),
+            codes,
             len(self.classes_),
             sketch=self.sketch,
             components=0,
-            class_weight=self.class_weight,
+            prior=weigh_classes(self.class_weight, codes, self.classes_),
             seed=self.seed,
         )
         self.weight_, self.bias_ = fitted.weight, fitted.bias
@@ -67,19 +64,8 @@ class LDAHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         }
         return self
 
-    def predict_proba(self, X: Rows) -> Features:
-        """Give the class probabilities, float32 [rows, classes].
-
-        Raises:
-            ClassifierError: another number of features than in training, or NaN.
-        """
-        features = as_matrix(X, self.n_features_in_)
-        return softmax(map_rows(features, lambda block: block @ self.weight_ + self.bias_, len(self.classes_)))
-
-    def predict(self, X: Rows) -> NDArray[Any]:
-        """Give the most probable label of each row [rows]."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return labels
+    def _logits(self, features: Features | Matrix) -> Features:
+        return map_rows(features, lambda block: block @ self.weight_ + self.bias_, len(self.classes_))
 
     def save(self, folder: Path) -> None:
         """Write `head.json` and `head.safetensors` into `folder`."""

@@ -12,17 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
-from sklearn.base import BaseEstimator, ClassifierMixin
 
 from llmembed.heads import (
+    ClassWeight,
     Codes,
     Features,
     Matrix,
     Rows,
     Validation,
-    as_matrix,
-    distinct,
-    encode,
     fit_sharpness,
     hold_out,
     log_loss,
@@ -34,12 +31,13 @@ from llmembed.heads import (
     write_head,
 )
 from llmembed.heads.discriminant import Sketch, draw_sketch
+from llmembed.heads.estimator import Estimator
 
 # 16 MB in float32: a block is multiplied twice while it is in the processor's cache or close to it.
 BLOCK_VALUES = 2**22
 
 
-class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class LogisticHead(Estimator):
     """Multinomial logistic regression with an L2 penalty.
 
     Args:
@@ -47,7 +45,8 @@ class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
         max_iterations: limit of L-BFGS steps per value.
         tolerance: it has converged when a step lowers the mean loss by less, in nats; `notes_` says if it did not.
         sketch: number of features above which they are first summed into so many, with random signs.
-        class_weight: `balanced` lets every class count alike, `sqrt` half of the way to it, None every row.
+        class_weight: `balanced` lets every class count alike, `sqrt` half of the way to it, None every row; a dict has
+            weights by label.
         seed: fixes the signs, and the validation rows where none are given.
     """
 
@@ -58,7 +57,7 @@ class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
         max_iterations: int = 100,
         tolerance: float = 1e-5,
         sketch: int = 4096,
-        class_weight: str | None = None,
+        class_weight: ClassWeight = None,
         seed: int = 0,
     ) -> None:
         self.inverse_penalties = inverse_penalties
@@ -74,18 +73,15 @@ class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
         Without `validation`, a tenth of the rows chooses the penalty; then all rows are fitted with it.
 
         Raises:
-            ClassifierError: NaN in X, or fewer than two classes.
+            InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features = as_matrix(X)
-        self.classes_ = distinct(y)
-        self.n_features_in_ = features.shape[1]
-        codes = encode(y, self.classes_)
+        features, codes = self._check_training(X, y)
         sketch = draw_sketch(self.n_features_in_, self.sketch, seed=self.seed)
         narrow = _narrow(features, sketch)
-        weights = weigh_classes(self.class_weight, codes, len(self.classes_))[codes]
+        weights = weigh_classes(self.class_weight, codes, self.classes_)[codes]
         if validation is not None:
-            X_val = as_matrix(validation[0], self.n_features_in_)
-            chosen = self._choose(narrow, codes, weights, _narrow(X_val, sketch), encode(validation[1], self.classes_))
+            X_val, val_codes = self._check_validation(validation)
+            chosen = self._choose(narrow, codes, weights, _narrow(X_val, sketch), val_codes)
         else:
             held = hold_out(codes, seed=self.seed)[1]
             fitted = weights.copy()
@@ -123,20 +119,8 @@ class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
     def _problem(self, narrow: Features, codes: Codes, weights: Features) -> "_Problem":
         return _Problem(narrow, codes, weights, len(self.classes_), self.max_iterations, self.tolerance)
 
-    def predict_proba(self, X: Rows) -> Features:
-        """Give the class probabilities, float32 [rows, classes].
-
-        Raises:
-            ClassifierError: another number of features than in training, or NaN.
-        """
-        features = as_matrix(X, self.n_features_in_)
-        logits = map_rows(features, lambda block: block @ self.weight_ + self.bias_, len(self.classes_))
-        return softmax(self.sharpness_ * logits)
-
-    def predict(self, X: Rows) -> NDArray[Any]:
-        """Give the most probable label of each row [rows]."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return labels
+    def _logits(self, features: Features | Matrix) -> Features:
+        return map_rows(features, lambda block: block @ self.weight_ + self.bias_, len(self.classes_))
 
     def save(self, folder: Path) -> None:
         """Write `head.json` and `head.safetensors` into `folder`."""

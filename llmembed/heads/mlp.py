@@ -14,31 +14,28 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import nn
 
-from llmembed.errors import ClassifierError
+from llmembed.errors import InputError
 from llmembed.fusion import Layout
 from llmembed.heads import (
     BLOCK_VALUES,
+    ClassWeight,
     Codes,
     Features,
     Matrix,
     Rows,
     Validation,
-    as_matrix,
-    distinct,
-    encode,
     fit_sharpness,
     hold_out,
     read_ahead,
     read_head,
     row_blocks,
     select_rows,
-    softmax,
     weigh_classes,
     write_head,
 )
+from llmembed.heads.estimator import Estimator
 from llmembed.heads.learned import Cooccurrence, WeightedMean
 
 WEIGHTS_TO_SHARE = 2**18
@@ -46,7 +43,7 @@ WEIGHTS_TO_SHARE = 2**18
 RUN_ROWS = 32
 
 
-class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class MLPHead(Estimator):
     """Linear, layer normalisation, GELU, dropout for each hidden layer, then linear; AdamW, one-cycle learning rate.
 
     The schedule is fixed, and its last pass counts. To choose the best pass by held-out rows was worse than that by 0.2
@@ -63,7 +60,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         members: networks that differ in their initial weights and dropout; None chooses 2, and 1 for an X on disk.
         calibrate: without it, and without `validation`, no rows are held out, and probabilities are too sure.
         class_weight: `balanced` lets every class count alike in the loss; `sqrt` goes half of the way, which on R52
-            gave 4 points of macro-F1 and cost no accuracy; None counts every row alike.
+            gave 4 points of macro-F1 and cost no accuracy; None counts every row alike; a dict has weights by label.
         fusion: None, or `weighted` or `cooccurrence`: how the network itself fuses the layers that X has side by side.
         layout: for that, the number of layers and the dim of each backbone in X.
         compressed: width to which `cooccurrence` compresses every layer.
@@ -82,7 +79,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         batch_rows: int | None = None,
         members: int | None = None,
         calibrate: bool = True,
-        class_weight: str | None = "sqrt",
+        class_weight: ClassWeight = "sqrt",
         fusion: str | None = None,
         layout: Layout = (),
         compressed: int = 256,
@@ -108,18 +105,15 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         """Fit on X [rows, features] and labels y [rows]; `validation` calibrates the probabilities.
 
         Raises:
-            ClassifierError: NaN in X, or fewer than two classes.
+            InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features = as_matrix(X)
-        self.classes_ = distinct(y)
-        self.n_features_in_ = features.shape[1]
-        codes = encode(y, self.classes_)
+        features, codes = self._check_training(X, y)
         held = np.zeros(len(codes), dtype=bool)
         if validation is None:
             held[hold_out(codes, seed=self.seed)[1]] = self.calibrate
             X_val, val_codes = select_rows(features, np.flatnonzero(held)), codes[held]
         else:
-            X_val, val_codes = as_matrix(validation[0], self.n_features_in_), encode(validation[1], self.classes_)
+            X_val, val_codes = self._check_validation(validation)
         width = self.hidden[0] if self.hidden else len(self.classes_)
         # The seed must fix the fit without changing the random state of the program around it.
         devices = range(torch.cuda.device_count())
@@ -133,14 +127,15 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
 
     def _train(self, X: Features | Matrix, codes: Codes, held: NDArray[np.bool_]) -> None:
         rows, on_disk = len(X), not isinstance(X, np.ndarray)
-        epochs = self.epochs or int(np.clip(600_000 // rows, 5, 20))
-        batch_rows = self.batch_rows or int(np.clip(2 ** round(math.log2(rows / 64)), 32, 256))
-        members = self.members or (1 if on_disk else 2)
+        # As int: a search over an array gives NumPy's, which torch does not take.
+        epochs = int(self.epochs or np.clip(600_000 // rows, 5, 20))
+        batch_rows = int(self.batch_rows or np.clip(2 ** round(math.log2(rows / 64)), 32, 256))
+        members = int(self.members or (1 if on_disk else 2))
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.network_ = nn.ModuleList(self._member() for _ in range(members)).to(device).train()
         step = _Step(self, epochs * math.ceil(rows / batch_rows), on_disk=on_disk)
         targets, left_out = torch.from_numpy(codes).to(device), torch.from_numpy(held).to(device)
-        class_weights = torch.from_numpy(weigh_classes(self.class_weight, codes, len(self.classes_))).to(device)
+        class_weights = torch.from_numpy(weigh_classes(self.class_weight, codes, self.classes_)).to(device)
         for _ in range(epochs):
             for batch, chosen in _shuffled(X, batch_rows):
                 step(batch.to(device), targets[chosen], class_weights, left_out[chosen])
@@ -174,7 +169,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         if self.fusion is None:
             return None
         if sum(layers * dim for layers, dim in layout) != self.n_features_in_:
-            raise ClassifierError(f"The layout {layout} does not make up the {self.n_features_in_:,} features.")
+            raise InputError(f"The layout {layout} does not make up the {self.n_features_in_:,} features.")
         if self.fusion == "weighted":
             return WeightedMean(layout)
         return Cooccurrence(layout, compressed=self.compressed, dropout=self.dropout)
@@ -185,23 +180,11 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         logits = np.empty((len(features), len(self.classes_)), np.float32)
         with torch.inference_mode():
             for rows, block in row_blocks(features):
-                batch = torch.from_numpy(block)
+                # torch warns of arrays that are read-only, such as those that joblib maps into its workers.
+                batch = torch.from_numpy(np.require(block, requirements="W"))
                 each = [member(batch) for member in self.network_[:members]]
                 logits[rows] = torch.stack(each).mean(dim=0).numpy()
         return logits
-
-    def predict_proba(self, X: Rows) -> Features:
-        """Give the class probabilities, float32 [rows, classes].
-
-        Raises:
-            ClassifierError: another number of features than in training, or NaN.
-        """
-        return softmax(self.sharpness_ * self._logits(as_matrix(X, self.n_features_in_)))
-
-    def predict(self, X: Rows) -> NDArray[Any]:
-        """Give the most probable label of each row [rows]."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return labels
 
     def save(self, folder: Path) -> None:
         """Write `head.json` and `head.safetensors` into `folder`."""

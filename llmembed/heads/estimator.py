@@ -1,0 +1,117 @@
+"""What the heads are to scikit-learn: classifiers that check what comes in at the door, and trust it from there on.
+
+In: features as an array, or as a matrix whose rows lie on disk, and labels. Out: float32 features and codes, which a
+head is fitted on; probabilities and labels, which it predicts. A head adds `fit` and `_logits`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+
+from llmembed.errors import InputError
+from llmembed.heads import LARGEST, Codes, Features, Matrix, Rows, Validation, encode, softmax
+
+
+class Estimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """A classifier whose probabilities are the softmax of its logits.
+
+    Attributes:
+        classes_: the labels [classes], sorted.
+        n_features_in_: the number of features that it was fitted on.
+        sharpness_: the factor on the logits that calibrates the probabilities; 1 for logits that are calibrated.
+    """
+
+    classes_: NDArray[Any]
+    n_features_in_: int
+    sharpness_ = 1.0
+
+    def predict_proba(self, X: Rows) -> Features:
+        """Give the class probabilities, float32 [rows, classes].
+
+        Raises:
+            InputError: another number of features than in training, or NaN.
+        """
+        check_is_fitted(self)
+        return softmax(self.sharpness_ * self._logits(self._check_features(X)))
+
+    def predict(self, X: Rows) -> NDArray[Any]:
+        """Give the most probable label of each row [rows]."""
+        codes = self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[codes]
+        return labels
+
+    def _logits(self, features: Features | Matrix) -> Features:
+        raise NotImplementedError
+
+    def _check_training(self, X: Rows, y: ArrayLike) -> tuple[Features | Matrix, Codes]:
+        """Give the features and the codes of the labels, and take note of the classes.
+
+        Raises:
+            InputError: as `_check_features`; or y is no column of labels, as long as X, with two classes or more.
+        """
+        with _input_errors():
+            labels = validate_data(self, y=y)
+            check_classification_targets(labels)
+            check_consistent_length(X, labels)
+        features = self._check_features(X, reset=True)
+        self.classes_ = np.unique(labels)
+        if len(self.classes_) < 2:
+            raise InputError(
+                f"All {len(labels):,} training rows are of one class, {self.classes_.tolist()}; expected two or more."
+            )
+        return features, encode(labels, self.classes_)
+
+    def _check_validation(self, validation: Validation) -> tuple[Features | Matrix, Codes]:
+        """Give the features and the codes of the labels, -1 for a label that no training row has.
+
+        Raises:
+            InputError: as `_check_features`; or y is no column of labels, as long as X, with one that training has.
+        """
+        X, y = validation
+        with _input_errors():
+            labels = column_or_1d(y)
+            check_consistent_length(X, labels)
+        codes = encode(labels, self.classes_)
+        if not (codes >= 0).any():
+            raise InputError(
+                f"None of the {len(codes):,} validation rows has a label of the training rows: "
+                f"{np.unique(labels).tolist()} against {self.classes_.tolist()}."
+            )
+        return self._check_features(X), codes
+
+    def _check_features(self, X: Rows, *, reset: bool = False) -> Features | Matrix:
+        """Give an array as float32, limited to +-1000 so that no later square overflows; rows on disk as they are.
+
+        Raises:
+            InputError: not [rows, features]; NaN or infinity in an array; or, without `reset`, not as many features as
+                in training.
+        """
+        with _input_errors():
+            if isinstance(X, Matrix):
+                matrix: Matrix = validate_data(self, X, reset=reset, skip_check_array=True)
+                return matrix
+            features: Features = validate_data(
+                self, X, reset=reset, dtype=np.float32, order="C", ensure_all_finite=False
+            )
+        # Negated, so that NaN fails it too; min and max need no second matrix, as abs would.
+        if not (features.min() >= -LARGEST and features.max() <= LARGEST):
+            unusable = np.count_nonzero(~np.isfinite(features).all(axis=1))
+            if unusable:
+                raise InputError(f"{unusable:,} rows of the features hold NaN or infinity, as float32.")
+            features = features.clip(-LARGEST, LARGEST)
+        return features
+
+
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    """Raise what scikit-learn's checks say as an error that the command line prints."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error
