@@ -25,10 +25,11 @@ from sklearn.model_selection import StratifiedKFold
 
 from llmembed.cache import Cache
 from llmembed.cache.store import LocalStore
+from llmembed.cores import count_cores
 from llmembed.dataset import Dataset
 from llmembed.errors import DatasetError
 from llmembed.evaluate import evaluate
-from llmembed.features import Source, count_cores, fit_scalers, open_sources
+from llmembed.features import Source, fit_scalers, open_sources
 from llmembed.fusion import LEARNED, Fusion, fused_layers
 from llmembed.heads import HEADS
 from llmembed.parent import die_with_parent

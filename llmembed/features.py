@@ -4,10 +4,8 @@
 asked for is read from the memory-mapped shards. Knows no labels and no head.
 """
 
-import os
 import shlex
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +15,15 @@ import numpy as np
 
 from llmembed.backbones import resolve_layers
 from llmembed.cache import Cache, Located
+from llmembed.cores import in_threads
 from llmembed.dataset import Dataset, text_key
 from llmembed.errors import UsageError
 from llmembed.fusion import Fusion, Layout, fuse, fused_layers, fused_width
 from llmembed.scaling import Moments, Scaler, fit_scaler, moments
 
-# Values that one thread reads, scales and fuses at a time: few enough to stay in the processor's cache.
-VALUES_AT_ONCE = 2**19
+# Values that one thread reads, scales and fuses at a time. With a quarter of it the threads wait for the interpreter
+# between short operations, with four times as many for memory: 3.6 s and 3.0 s instead of 2.0 s for 4.9 GB on 4 cores.
+VALUES_AT_ONCE = 2**21
 # The same for statistics, which are merged block by block.
 BLOCK_VALUES = 2**22
 
@@ -118,7 +118,7 @@ def fit_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
     scalers = []
     for source, located in zip(sources, rows.located, strict=True):
         parts = _slices(len(rows), len(source.layers) * source.cache.spec.dim, BLOCK_VALUES)
-        scalers.append(fit_scaler(_in_threads(partial(_moments, source, located), parts)))
+        scalers.append(fit_scaler(in_threads(partial(_moments, source, located), parts)))
     return tuple(scalers)
 
 
@@ -150,7 +150,7 @@ class Features:
         def fill(part: slice) -> None:
             features[part] = self._fuse(rows.take(part))
 
-        for _ in _in_threads(fill, _slices(len(rows), fused_width("concat", self.layout), VALUES_AT_ONCE)):
+        for _ in in_threads(fill, _slices(len(rows), fused_width("concat", self.layout), VALUES_AT_ONCE)):
             pass
         return features
 
@@ -169,25 +169,3 @@ class Features:
 def _slices(rows: int, width: int, values: int) -> list[slice]:
     step = max(1, values // width)
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-
-def _in_threads(work: Any, parts: Sequence[Any]) -> Iterator[Any]:
-    """Do the parts in threads; give what they return, in order. NumPy lets go of the interpreter while it copies."""
-    threads = _threads()
-    if threads == 1 or len(parts) == 1:
-        yield from map(work, parts)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(parts), 4 * threads):
-            # In groups, so that what waits to be taken stays small.
-            yield from pool.map(work, parts[start : start + 4 * threads])
-
-
-def count_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _threads() -> int:
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(int(asked), count_cores()) if asked.isdecimal() and int(asked) else count_cores()

@@ -23,9 +23,28 @@ class Scaler:
 
     def apply(self, embeddings: np.ndarray) -> np.ndarray:
         """Standardise [rows, layers, dim] -> float32 of the same shape."""
-        scaled: np.ndarray = np.subtract(embeddings, self.mean, dtype=np.float32)
+        scaled = widen(embeddings)
+        scaled -= self.mean
         scaled *= 1 / self.scale
         return scaled
+
+
+def widen(values: np.ndarray) -> np.ndarray:
+    """Give a copy in float32, exactly.
+
+    NumPy takes 2 ns for a float16, as long as all else together; five vectorised operations take a third of it. Shifted
+    by the 13 bits that float32's fraction has more, a float16 is 2^112 times too small: the exponents' biases differ.
+    Infinities and NaN, which no cache holds, would become finite.
+    """
+    if values.dtype != np.float16:
+        return values.astype(np.float32)
+    bits = values.view(np.int16).astype(np.int32)
+    bits <<= 13
+    # The sign was spread over the bits below it.
+    bits &= np.int32(-0x70002000)
+    wide = bits.view(np.float32)
+    wide *= np.float32(2.0**112)
+    return wide
 
 
 def save_scalers(scalers: Sequence[Scaler], folder: Path) -> None:
@@ -51,7 +70,7 @@ class Moments:
 
 def moments(block: np.ndarray) -> Moments:
     """Take the statistics of a block [rows, layers, dim]."""
-    values = block.astype(np.float32)
+    values = widen(block)
     mean = values.mean(axis=0, dtype=np.float64)
     values -= mean.astype(np.float32)
     return Moments(len(values), mean, np.square(values, out=values).sum(axis=0, dtype=np.float64))

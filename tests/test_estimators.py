@@ -42,7 +42,7 @@ def test_a_pipeline_classifies_the_embeddings_of_a_cache(name, pydocs, pydocs_ca
         ("mlp", "epochs", np.array([1, 8]), 8),
         ("gbdt", "rounds", np.array([1, 20]), 20),
         ("logistic", "max_iterations", np.array([1, 50]), 50),
-        ("lda", "sketch", np.array([2, 64]), 64),
+        ("lda", "shrinkages", [(1e4,), (0.1, 1.0)], (0.1, 1.0)),
     ],
 )
 def test_a_grid_search_finds_the_better_value_and_its_head_is_saved(name, parameter, values, best, digits, tmp_path):

@@ -15,6 +15,7 @@ from llmembed.errors import CacheError, ClassifierError, UsageError
 from llmembed.extract import extract, plan_extraction
 from llmembed.features import Features, fit_scalers, locate_rows, open_sources
 from llmembed.predict import predict_dataset, predict_texts
+from llmembed.scaling import widen
 from llmembed.train import train
 
 
@@ -110,3 +111,9 @@ def test_the_example_of_the_readme_works(pydocs_cache, monkeypatch, capsys):
     exec(program.replace('load_dataset("pydocs")', 'load_dataset("pydocs", limit=700)'), {})
     scores = [float(word) for word in capsys.readouterr().out.strip("[]\n ").split()]
     assert len(scores) == 3 and min(scores) > 0.6
+
+
+def test_every_float16_is_widened_exactly():
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    values = values[np.isfinite(values)]
+    np.testing.assert_array_equal(widen(values).view(np.uint32), values.astype(np.float32).view(np.uint32))

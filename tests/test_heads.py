@@ -13,7 +13,6 @@ from sklearn.model_selection import cross_val_score
 
 from llmembed.errors import ClassifierError, UsageError
 from llmembed.heads import HEADS, hold_out, load_head, make_head, softmax
-from llmembed.heads.discriminant import draw_sketch
 from llmembed.heads.learned import Cooccurrence, WeightedMean
 from llmembed.heads.mlp import _shuffled
 
@@ -168,12 +167,15 @@ def test_importing_the_heads_loads_no_learner():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_gbdt_sums_features_into_fewer_where_they_are_too_many(digits):
+@pytest.mark.parametrize(("name", "components"), [("gbdt", 64), ("logistic", 100)])
+def test_heads_that_project_wide_features_keep_what_they_learnt_from(name, components, digits, tmp_path):
     X, X_test, y, y_test = digits
     wide = [np.hstack([part, part * np.roll(part, 1, axis=1)]) for part in (X, X_test)]
-    head = make_head("gbdt", rounds=20, project_above=50, sketch=100).fit(wide[0], y)
-    assert (head.predict(wide[1]) == y_test).mean() > 0.9
-    assert head.projection_.shape == (128, 10 + 64)
+    head = make_head(name, project_above=100, components=components, **QUICK[name]).fit(OnDisk(wide[0]), y)
+    assert head.notes_["projected"] and head.notes_["steps"] > 0
+    assert (head.predict(wide[1]) == y_test).mean() > 0.92
+    head.save(tmp_path)
+    np.testing.assert_array_equal(load_head(tmp_path).predict(wide[1]), head.predict(wide[1]))
 
 
 def test_an_mlp_has_the_hidden_layers_that_it_is_asked_for(digits, tmp_path):
@@ -321,14 +323,6 @@ def test_a_pass_over_rows_on_disk_gives_every_row_once():
     assert sorted(numbers.tolist()) == list(range(1000))
     assert torch.equal(torch.cat([batch for batch, _ in batches])[:, 0], numbers.float())
     assert (numbers.diff() == 1).float().mean() < 0.1, "neighbours do not stay together"
-
-
-def test_a_sketch_and_its_unfolding_are_one_projection():
-    draw = np.random.default_rng(0)
-    X, projection = draw.standard_normal((50, 230)).astype(np.float32), draw.standard_normal((64, 3))
-    sketch = draw_sketch(230, 64, seed=0)
-    np.testing.assert_allclose(sketch.apply(X) @ projection, X @ sketch.unfold(projection), atol=1e-4)
-    assert draw_sketch(64, 64, seed=0) is None
 
 
 def test_logistic_regression_finds_the_minimum_that_scikit_learn_finds(digits):

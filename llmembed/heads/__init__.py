@@ -197,14 +197,6 @@ def row_blocks(X: "Features | Matrix", values: int = BLOCK_VALUES) -> Iterator[t
     yield from zip(parts, read_ahead(X.__getitem__, parts), strict=True)
 
 
-def map_rows(X: "Features | Matrix", function: Callable[[Features], Features], width: int) -> Features:
-    """Apply a function to the rows, block by block -> float32 [rows, width]."""
-    values = np.empty((len(X), width), np.float32)
-    for rows, block in row_blocks(X):
-        values[rows] = function(block)
-    return values
-
-
 def read_ahead(read: Callable[[Any], Features], parts: Iterable[Any]) -> Iterator[Features]:
     """Read the parts one after the other, each while the one before it is worked on."""
     with ThreadPoolExecutor(1) as reader:

@@ -1,7 +1,7 @@
 """Gradient-boosted trees: features float32 [rows, features] -> class probabilities, by LightGBM.
 
 Wide features are first projected: on the logits of a shrunken linear discriminant, from which the boosting starts, and
-on principal components. Both come from two passes over rows that may lie on disk.
+on principal components. Both come from a few passes over rows that may lie on disk.
 """
 
 import os
@@ -22,14 +22,13 @@ from llmembed.heads import (
     Validation,
     fit_sharpness,
     hold_out,
-    map_rows,
     read_head,
     select_rows,
     weigh_classes,
     write_head,
 )
-from llmembed.heads.discriminant import fit_discriminant
 from llmembed.heads.estimator import Estimator
+from llmembed.heads.projection import Projection, fit_projection
 
 TREES_FILE = "head.txt"
 VALUES_PER_THREAD = 250_000
@@ -45,7 +44,6 @@ class GBDTHead(Estimator):
         patience: rounds without a better validation loss before it stops.
         project_above: number of features from which on they are projected.
         components: number of principal components that the trees see beside the discriminant's logits.
-        sketch: number of features above which they are first summed into so many, with random signs.
         class_weight: `balanced` lets every class count alike, `sqrt` half of the way to it, None every row; a dict has
             weights by label.
         seed: fixes the folds, and the validation rows where none are given.
@@ -62,7 +60,6 @@ class GBDTHead(Estimator):
         patience: int = 15,
         project_above: int = 256,
         components: int = 64,
-        sketch: int = 4096,
         class_weight: ClassWeight = None,
         seed: int = 0,
     ) -> None:
@@ -74,7 +71,6 @@ class GBDTHead(Estimator):
         self.patience = patience
         self.project_above = project_above
         self.components = components
-        self.sketch = sketch
         self.class_weight = class_weight
         self.seed = seed
 
@@ -91,36 +87,21 @@ class GBDTHead(Estimator):
             features, codes = select_rows(features, train), codes[train]
         else:
             X_val, val_codes = self._check_validation(validation)
-        self.projection_: Features | None = None
-        self.offset_: Features | None = None
+        self.projection_: Projection | None = None
         self.notes_: dict[str, Any] = {"projected": self.n_features_in_ > self.project_above}
+        start = None
         if self.notes_["projected"]:
-            inputs, start = self._fit_projection(features, codes)
+            prior = weigh_classes(self.class_weight, codes, self.classes_)
+            self.projection_, inputs, notes = fit_projection(
+                features, codes, prior, components=self.components, seed=self.seed
+            )
+            start = inputs[:, : len(self.classes_)]
+            self.notes_ |= notes
         else:
-            inputs, start = features[:], None
+            inputs = features[:]
         self._boost(inputs, start, codes, X_val, val_codes)
         self.sharpness_ = fit_sharpness(self._logits(X_val), val_codes)
         return self
-
-    def _fit_projection(self, features: Features | Matrix, codes: Codes) -> tuple[Features, Features]:
-        """Fit the projection; give its values [rows, classes + components] and where boosting starts [rows, classes].
-
-        The logits that the trees see are out of fold: in-fold ones would look far better than those of unseen rows, and
-        the trees would trust them.
-        """
-        fitted = fit_discriminant(
-            features,
-            codes,
-            len(self.classes_),
-            sketch=self.sketch,
-            components=self.components,
-            prior=weigh_classes(self.class_weight, codes, self.classes_),
-            seed=self.seed,
-        )
-        self.projection_ = np.hstack([fitted.weight, fitted.axes])
-        self.offset_ = np.append(fitted.bias, np.zeros(fitted.axes.shape[1], np.float32))
-        self.notes_ |= {"shrinkage": fitted.shrinkage, "out_of_fold_loss": fitted.loss}
-        return np.hstack([fitted.logits, fitted.components]), fitted.logits
 
     def _boost(
         self, inputs: Features, start: Features | None, codes: Codes, X_val: Features | Matrix, val_codes: Codes
@@ -167,10 +148,9 @@ class GBDTHead(Estimator):
 
     def _inputs(self, features: Features | Matrix) -> tuple[Features, Features | None]:
         """Give what the trees see [rows, inputs] and where the boosting starts [rows, classes]."""
-        if self.projection_ is None or self.offset_ is None:
+        if self.projection_ is None:
             return features[:], None
-        projection, offset = self.projection_, self.offset_
-        inputs = map_rows(features, lambda block: block @ projection + offset, len(offset))
+        inputs = self.projection_.apply(features)
         return inputs, inputs[:, : len(self.classes_)]
 
     def _logits(self, features: Features | Matrix) -> Features:
@@ -183,8 +163,8 @@ class GBDTHead(Estimator):
     def save(self, folder: Path) -> None:
         """Write `head.json`, `head.safetensors` (the projection) and `head.txt` (LightGBM's own text) into `folder`."""
         arrays: dict[str, NDArray[Any]] = {}
-        if self.projection_ is not None and self.offset_ is not None:
-            arrays = {"projection": self.projection_, "offset": self.offset_}
+        if self.projection_ is not None:
+            arrays = {"projection": self.projection_.weight, "offset": self.projection_.offset}
         write_head(folder, self, arrays, features=self.n_features_in_, sharpness=self.sharpness_)
         (folder / TREES_FILE).write_text(self.booster_.model_to_string(), encoding="utf-8")
 
@@ -197,7 +177,7 @@ class GBDTHead(Estimator):
         """
         head: Self
         head, arrays, fitted = read_head(folder, cls)
-        head.projection_, head.offset_ = arrays.get("projection"), arrays.get("offset")
+        head.projection_ = Projection(arrays["projection"], arrays["offset"]) if arrays else None
         head.sharpness_ = fitted["sharpness"]
         try:
             head.booster_ = lightgbm.Booster(model_str=(folder / TREES_FILE).read_text(encoding="utf-8"))

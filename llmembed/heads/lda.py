@@ -1,6 +1,6 @@
-"""Linear discriminant analysis: features float32 [rows, features] -> class probabilities, in closed form.
+"""Linear discriminant analysis: features float32 [rows, features] -> class probabilities.
 
-The fastest baseline: two passes over the rows, nothing to tune. How far the covariance is shrunk, and how sharp the
+The fastest baseline: linear equations, nothing to tune. How far the covariance is shrunk, and how sharp the
 probabilities are, is chosen on rows that each fit had left out.
 """
 
@@ -9,33 +9,30 @@ from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
-from llmembed.heads import (
-    ClassWeight,
-    Features,
-    Matrix,
-    Rows,
-    Validation,
-    map_rows,
-    read_head,
-    weigh_classes,
-    write_head,
-)
-from llmembed.heads.discriminant import fit_discriminant
+from llmembed.heads import ClassWeight, Features, Matrix, Rows, Validation, read_head, weigh_classes, write_head
+from llmembed.heads.discriminant import SHRINKAGES, fit_discriminant
 from llmembed.heads.estimator import Estimator
+from llmembed.heads.sweep import map_rows
 
 
 class LDAHead(Estimator):
     """Linear discriminant analysis with a shrunken covariance.
 
     Args:
-        sketch: number of features above which they are first summed into so many, with random signs.
+        shrinkages: what may be added to the diagonal of the covariance of standardised features.
         class_weight: None takes the shares of the classes as prior probabilities, `balanced` equal ones, `sqrt` the
             roots of the shares, a dict the shares times what it has for the label.
-        seed: fixes the folds and the signs.
+        seed: fixes the folds, and the rows that estimate the principal axes.
     """
 
-    def __init__(self, *, sketch: int = 4096, class_weight: ClassWeight = None, seed: int = 0) -> None:
-        self.sketch = sketch
+    def __init__(
+        self,
+        *,
+        shrinkages: tuple[float, ...] = SHRINKAGES,
+        class_weight: ClassWeight = None,
+        seed: int = 0,
+    ) -> None:
+        self.shrinkages = shrinkages
         self.class_weight = class_weight
         self.seed = seed
 
@@ -46,22 +43,10 @@ class LDAHead(Estimator):
             InputError: X or y cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
         features, codes = self._check_training(X, y)
-        fitted = fit_discriminant(
-            features,
-            codes,
-            len(self.classes_),
-            sketch=self.sketch,
-            components=0,
-            prior=weigh_classes(self.class_weight, codes, self.classes_),
-            seed=self.seed,
-        )
+        prior = weigh_classes(self.class_weight, codes, self.classes_)
+        fitted = fit_discriminant(features, codes, prior, shrinkages=self.shrinkages, seed=self.seed)
         self.weight_, self.bias_ = fitted.weight, fitted.bias
-        self.notes_: dict[str, Any] = {
-            "shrinkage": fitted.shrinkage,
-            "out_of_fold_loss": fitted.loss,
-            "sketched": self.n_features_in_ > self.sketch,
-            "validation_rows": len(features),
-        }
+        self.notes_: dict[str, Any] = {**fitted.notes, "validation_rows": len(features)}
         return self
 
     def _logits(self, features: Features | Matrix) -> Features:
@@ -80,5 +65,7 @@ class LDAHead(Estimator):
         """
         head: Self
         head, arrays, _ = read_head(folder, cls)
+        # JSON has no tuples; equal parameters must stay equal.
+        head.shrinkages = tuple(head.shrinkages)
         head.weight_, head.bias_ = arrays["weight"], arrays["bias"]
         return head

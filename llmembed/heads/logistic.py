@@ -1,16 +1,16 @@
 """Logistic regression: features float32 [rows, features] -> class probabilities, one linear map and a softmax.
 
-L-BFGS in coordinates in which the features are uncorrelated, where it needs few steps. The strength of the
-regularisation is chosen on held-out rows, from strong to weak, each fit starting from the last.
+L-BFGS in coordinates in which the features are nearly uncorrelated, where it needs few steps; each is one pass over
+rows that may lie on disk. The strength of the regularisation is chosen on held-out rows, from strong to weak, each fit
+starting from the last. Thousands of features are projected first: their fit would take a hundred passes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
 
 from llmembed.heads import (
@@ -23,18 +23,19 @@ from llmembed.heads import (
     fit_sharpness,
     hold_out,
     log_loss,
-    map_rows,
     read_head,
-    row_blocks,
+    select_rows,
     softmax,
     weigh_classes,
     write_head,
 )
-from llmembed.heads.discriminant import Sketch, draw_sketch
+from llmembed.heads.axes import Axes, find_axes
 from llmembed.heads.estimator import Estimator
+from llmembed.heads.projection import fit_projection
+from llmembed.heads.sweep import map_rows, sweep
 
-# 16 MB in float32: a block is multiplied twice while it is in the processor's cache or close to it.
-BLOCK_VALUES = 2**22
+# Where no more than the order of the penalties is asked for, a tenth of the precision does.
+SEARCH_TOLERANCE = 10.0
 
 
 class LogisticHead(Estimator):
@@ -44,10 +45,12 @@ class LogisticHead(Estimator):
         inverse_penalties: the values to try of what scikit-learn calls `C`, from small (strong penalty) to large.
         max_iterations: limit of L-BFGS steps per value.
         tolerance: it has converged when a step lowers the mean loss by less, in nats; `notes_` says if it did not.
-        sketch: number of features above which they are first summed into so many, with random signs.
+        project_above: number of features from which on they are projected: on the logits of a linear discriminant and
+            on principal components.
+        components: number of those components.
         class_weight: `balanced` lets every class count alike, `sqrt` half of the way to it, None every row; a dict has
             weights by label.
-        seed: fixes the signs, and the validation rows where none are given.
+        seed: fixes the rows that estimate the principal axes, and the validation rows where none are given.
     """
 
     def __init__(
@@ -56,14 +59,16 @@ class LogisticHead(Estimator):
         inverse_penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         max_iterations: int = 100,
         tolerance: float = 1e-5,
-        sketch: int = 4096,
+        project_above: int = 4096,
+        components: int = 256,
         class_weight: ClassWeight = None,
         seed: int = 0,
     ) -> None:
         self.inverse_penalties = inverse_penalties
         self.max_iterations = max_iterations
         self.tolerance = tolerance
-        self.sketch = sketch
+        self.project_above = project_above
+        self.components = components
         self.class_weight = class_weight
         self.seed = seed
 
@@ -76,48 +81,64 @@ class LogisticHead(Estimator):
             InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
         features, codes = self._check_training(X, y)
-        sketch = draw_sketch(self.n_features_in_, self.sketch, seed=self.seed)
-        narrow = _narrow(features, sketch)
-        weights = weigh_classes(self.class_weight, codes, self.classes_)[codes]
+        class_weights = weigh_classes(self.class_weight, codes, self.classes_)
+        held = hold_out(codes, seed=self.seed)[1] if validation is None else np.zeros(0, np.int64)
+        X_val, val_codes = select_rows(features, held), codes[held]
         if validation is not None:
             X_val, val_codes = self._check_validation(validation)
-            chosen = self._choose(narrow, codes, weights, _narrow(X_val, sketch), val_codes)
-        else:
-            held = hold_out(codes, seed=self.seed)[1]
-            fitted = weights.copy()
-            # Left out by weight: to copy the other rows would double the memory.
-            fitted[held] = 0
-            chosen = self._choose(narrow, codes, fitted, narrow[held], codes[held])
-            chosen = self._problem(narrow, codes, weights).solve(self.notes_["inverse_penalty"], start=chosen)
-        self.notes_ |= {"iterations": chosen.iterations, "converged": chosen.converged}
-        self.weight_ = chosen.weight if sketch is None else sketch.unfold(chosen.weight)
-        self.bias_ = chosen.bias
+        self.notes_: dict[str, Any] = {"projected": self.n_features_in_ > self.project_above}
+        projection = None
+        if self.notes_["projected"]:
+            projection, features, notes = fit_projection(
+                features, codes, class_weights, components=self.components, seed=self.seed
+            )
+            X_val = features[held] if validation is None else projection.apply(X_val)
+            self.notes_ |= notes
+        solution = self._solve(features, codes, class_weights, held, X_val, val_codes)
+        self.weight_, self.bias_ = solution.weight, solution.bias
+        if projection is not None:
+            self.weight_ = projection.weight @ solution.weight
+            self.bias_ = projection.offset @ solution.weight + solution.bias
+        self.notes_ |= {"iterations": solution.iterations, "converged": solution.converged}
         return self
 
-    def _choose(
-        self, narrow: Features, codes: Codes, weights: Features, X_val: Features, val_codes: Codes
+    def _solve(
+        self,
+        features: Features | Matrix,
+        codes: Codes,
+        class_weights: Features,
+        held: Codes,
+        X_val: Features | Matrix,
+        val_codes: Codes,
     ) -> "_Solution":
-        """Give the solution with the least validation loss; note which, and how sharp its logits should be."""
-        problem, best, least, solution = self._problem(narrow, codes, weights), None, np.inf, None
-        for inverse_penalty in self.inverse_penalties:
-            solution = problem.solve(inverse_penalty, start=solution)
+        """Choose the penalty without the rows held out, then fit all of them with it."""
+        axes = find_axes(features, seed=self.seed)
+        weights = class_weights[codes]
+        fitted = weights.copy()
+        # Left out by weight: to copy the other rows would double the memory.
+        fitted[held] = 0
+        chosen = self._choose(_Problem(features, codes, fitted, len(self.classes_), axes), X_val, val_codes)
+        problem = _Problem(features, codes, weights, len(self.classes_), axes)
+        return problem.solve(chosen, self.max_iterations, self.tolerance)
+
+    def _choose(self, problem: "_Problem", X_val: Features | Matrix, val_codes: Codes) -> "_Solution":
+        """Give the solution with the least validation loss; note which, and how sharp its logits should be.
+
+        With no row to judge by, the weakest penalty is taken.
+        """
+        best, least, solution = problem.start(), np.inf, problem.start()
+        for inverse_penalty in self.inverse_penalties if len(val_codes) else self.inverse_penalties[-1:]:
+            start = replace(solution, inverse_penalty=inverse_penalty)
+            solution = problem.solve(start, self.max_iterations, SEARCH_TOLERANCE * self.tolerance)
             logits = map_rows(X_val, solution.logits, len(self.classes_))
             loss = log_loss(logits, val_codes)
             # The loss has one minimum along the path, and the weakest penalties take most of the time.
-            if best is not None and loss >= least:
+            if loss >= least:
                 break
             best, least = solution, loss
             self.sharpness_ = fit_sharpness(logits, val_codes)
-            self.notes_: dict[str, Any] = {
-                "inverse_penalty": inverse_penalty,
-                "validation_rows": len(val_codes),
-                "sketched": self.n_features_in_ > self.sketch,
-            }
-        assert best is not None
+        self.notes_ |= {"inverse_penalty": best.inverse_penalty, "validation_rows": len(val_codes)}
         return best
-
-    def _problem(self, narrow: Features, codes: Codes, weights: Features) -> "_Problem":
-        return _Problem(narrow, codes, weights, len(self.classes_), self.max_iterations, self.tolerance)
 
     def _logits(self, features: Features | Matrix) -> Features:
         return map_rows(features, lambda block: block @ self.weight_ + self.bias_, len(self.classes_))
@@ -145,89 +166,74 @@ class LogisticHead(Estimator):
 
 @dataclass(frozen=True)
 class _Solution:
-    """weight float32 [features, classes], bias float32 [classes], and how the search for them ended."""
+    """weight float32 [features, classes], bias float32 [classes], for what penalty, and how the search ended."""
 
     weight: Features
     bias: Features
+    inverse_penalty: float
     iterations: int
     converged: bool
 
     def logits(self, features: Features) -> Features:
-        return features.astype(np.float32, copy=False) @ self.weight + self.bias
+        return np.asarray(features @ self.weight + self.bias, np.float32)
 
 
 class _Problem:
     """Minimise the weighted mean cross-entropy of softmax(X W + b) plus |W|² / (2 C rows).
 
-    With L Lᵀ = X'X h / rows + 1 / (C rows), h = (1 - 1/K) / K, which is the Hessian where all K classes are equally
-    probable, L-BFGS searches V = Lᵀ W: there the Hessian is close to the identity.
+    L-BFGS searches V = R W, where R is the root of the covariance of X times (1 - 1/K) / K, plus 1 / (C rows): the
+    Hessian where all K classes are equally probable. For V it is close to the identity.
     """
 
-    def __init__(
-        self, X: Features, codes: Codes, weights: Features, classes: int, max_iterations: int, tolerance: float
-    ) -> None:
-        self._X, self._codes, self._weights, self._classes = X, codes, weights / weights.sum(), classes
-        self._max_iterations, self._tolerance = max_iterations, tolerance
-        self._gram = np.zeros((X.shape[1], X.shape[1]), np.float32)
-        for rows, block in row_blocks(X):
-            values = _float32(block) * np.sqrt(self._weights[rows])[:, None]
-            self._gram += values.T @ values
+    def __init__(self, X: Features | Matrix, codes: Codes, weights: Features, classes: int, axes: Axes) -> None:
+        self._X, self._codes, self._weights, self._axes = X, codes, weights / weights.sum(), axes
+        self._shape = (X.shape[1], classes)
 
-    def solve(self, inverse_penalty: float, *, start: _Solution | None) -> _Solution:
-        width, classes = self._X.shape[1], self._classes
-        penalty = 1 / (inverse_penalty * np.count_nonzero(self._weights))
-        hessian = self._gram * ((1 - 1 / classes) / classes)
-        hessian[np.diag_indices(width)] += max(penalty, 1e-6 * float(np.trace(hessian)) / width)
-        factor = cholesky(hessian, lower=True, overwrite_a=True, check_finite=False)
+    def start(self) -> _Solution:
+        """Give the solution of an infinite penalty."""
+        return _Solution(np.zeros(self._shape, np.float32), np.zeros(self._shape[1], np.float32), 0.0, 0, True)
+
+    def solve(self, start: _Solution, max_iterations: int, tolerance: float) -> _Solution:
+        """Solve for the penalty of `start`, from there on."""
+        classes = self._shape[1]
+        penalty = 1 / (start.inverse_penalty * np.count_nonzero(self._weights))
+        curvature = (1 - 1 / classes) / classes
+
+        def turn(columns: NDArray[Any], power: float) -> Features:
+            single = columns.reshape(self._shape).astype(np.float32)
+            return self._axes.apply(lambda variances: (curvature * variances + penalty) ** power, single)
 
         def unpack(point: NDArray[np.float64]) -> tuple[Features, Features]:
-            turned = point[classes:].reshape(width, classes).astype(np.float32)
-            weight = solve_triangular(factor, turned, lower=True, trans="T", check_finite=False)
-            return weight, point[:classes].astype(np.float32)
+            return turn(point[classes:], -0.5), point[:classes].astype(np.float32)
 
         def loss_and_slope(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             weight, bias = unpack(point)
             loss, weight_slope, bias_slope = self._cross_entropy(weight, bias)
-            weight_slope += penalty * weight
-            turned = solve_triangular(factor, weight_slope, lower=True, check_finite=False)
-            return (
-                loss + penalty / 2 * float(np.vdot(weight, weight)),
-                np.concatenate([bias_slope, turned.ravel()]).astype(np.float64),
-            )
+            turned = turn(weight_slope + penalty * weight, -0.5)
+            loss += penalty / 2 * float(np.vdot(weight, weight))
+            return loss, np.concatenate([bias_slope, turned.ravel()]).astype(np.float64)
 
-        begin = np.zeros(classes * (width + 1))
-        if start is not None:
-            begin[:classes] = start.bias
-            begin[classes:] = (factor.T @ start.weight).ravel()
-        limits = {"maxiter": self._max_iterations, "gtol": 0.0, "ftol": self._tolerance}
+        begin = np.concatenate([start.bias, turn(start.weight, 0.5).ravel()]).astype(np.float64)
+        limits = {"maxiter": max_iterations, "gtol": 0.0, "ftol": tolerance}
         found = minimize(loss_and_slope, begin, jac=True, method="L-BFGS-B", options=limits)
         weight, bias = unpack(found.x)
-        return _Solution(weight, bias, int(found.nit), bool(found.success))
+        return _Solution(weight, bias, start.inverse_penalty, int(found.nit), bool(found.success))
 
     def _cross_entropy(self, weight: Features, bias: Features) -> tuple[float, Features, Features]:
         """Give the weighted mean loss and its slopes by weight and bias."""
-        loss, weight_slope, bias_slope = 0.0, np.zeros_like(weight), np.zeros_like(bias)
-        for rows, block in row_blocks(self._X, BLOCK_VALUES):
-            values, codes, weights = _float32(block), self._codes[rows], self._weights[rows]
-            residual = softmax(values @ weight + bias)
+
+        def begin() -> dict[str, Any]:
+            return {"loss": 0.0, "weight": np.zeros_like(weight), "bias": np.zeros_like(bias)}
+
+        def add(sums: dict[str, Any], rows: slice, block: Features) -> None:
+            codes, weights = self._codes[rows], self._weights[rows]
+            residual = softmax(block @ weight + bias)
             true = np.arange(len(codes)), codes
-            loss -= float(weights @ np.log(np.maximum(residual[true], 1e-30)))
+            sums["loss"] -= float(weights @ np.log(np.maximum(residual[true], 1e-30)))
             residual[true] -= 1
             residual *= weights[:, None]
-            weight_slope += values.T @ residual
-            bias_slope += residual.sum(axis=0)
-        return loss, weight_slope, bias_slope
+            sums["weight"] += block.T @ residual
+            sums["bias"] += residual.sum(axis=0)
 
-
-def _narrow(X: Features | Matrix, sketch: Sketch | None) -> Features:
-    """Give the features that are fitted: an array as it is; rows on disk in float16, which halves the memory."""
-    if sketch is None:
-        return X if isinstance(X, np.ndarray) else X[:]
-    narrow = np.empty((len(X), sketch.width), np.float32 if isinstance(X, np.ndarray) else np.float16)
-    for rows, block in row_blocks(X):
-        narrow[rows] = sketch.apply(block)
-    return narrow
-
-
-def _float32(block: Features) -> Features:
-    return block.astype(np.float32, copy=False)
+        parts = sweep(self._X, begin, add)
+        return tuple(sum(part[name] for part in parts) for name in ("loss", "weight", "bias"))

@@ -55,7 +55,7 @@ class MLPHead(Estimator):
         dropout: share of hidden units that a training step leaves out.
         learning_rate: the peak of the cycle (Smith & Topin 2018).
         weight_decay: of AdamW.
-        epochs: passes over the rows; None chooses 5 to 20, more for fewer rows.
+        epochs: passes over the rows; None chooses 5 to 20, more for fewer rows and for more classes.
         batch_rows: rows per step; None chooses 32 to 256, more for more rows.
         members: networks that differ in their initial weights and dropout; None chooses 2, and 1 for an X on disk.
         calibrate: without it, and without `validation`, no rows are held out, and probabilities are too sure.
@@ -127,8 +127,10 @@ class MLPHead(Estimator):
 
     def _train(self, X: Features | Matrix, codes: Codes, held: NDArray[np.bool_]) -> None:
         rows, on_disk = len(X), not isinstance(X, np.ndarray)
+        # With two classes 10 passes were as good as 20 (MR, cross-validated); with 52, 20 gave 0.5 points more (R52).
+        most = np.clip(5 * len(self.classes_), 10, 20)
         # As int: a search over an array gives NumPy's, which torch does not take.
-        epochs = int(self.epochs or np.clip(600_000 // rows, 5, 20))
+        epochs = int(self.epochs or np.clip(600_000 // rows, 5, most))
         batch_rows = int(self.batch_rows or np.clip(2 ** round(math.log2(rows / 64)), 32, 256))
         members = int(self.members or (1 if on_disk else 2))
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
