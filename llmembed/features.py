@@ -5,9 +5,12 @@ asked for is read from the memory-mapped shards. Knows no labels and no head.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 
 from llmembed.backbones import resolve_layers
 from llmembed.cache import Cache, Located
+from llmembed.cache.kept import Kept
 from llmembed.cores import in_threads
 from llmembed.dataset import Dataset, text_key
 from llmembed.errors import UsageError
@@ -104,13 +108,58 @@ def locate_rows(sources: Sequence[Source], texts: Sequence[str], words: Sequence
     Raises:
         CacheError: a source lacks some of the texts, or a shard is damaged, with the command that mends it.
     """
+    rows = find_rows(sources, texts, words)
+    _verify(sources, rows)
+    return rows
+
+
+def find_rows(sources: Sequence[Source], texts: Sequence[str], words: Sequence[str]) -> Rows:
+    """Do what `locate_rows` does without checking the shards: `verified` does that.
+
+    Raises:
+        CacheError: a source lacks some of the texts, with the command that mends it.
+    """
     keys = [text_key(text) for text in texts]
-    return Rows(tuple(source.cache.locate_all(keys, words) for source in sources))
+    return Rows(tuple(source.cache.find_all(keys, words) for source in sources))
+
+
+@contextmanager
+def verified(sources: Sequence[Source], rows: Rows) -> Iterator[None]:
+    """Check the shards that hold the rows while the body works on them: to hash 4.9 GB takes seconds.
+
+    Raises:
+        CacheError: when the body has ended, even by another error: a shard is missing or damaged.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        verification = pool.submit(_verify, sources, rows)
+        try:
+            yield
+        finally:
+            verification.result()
+
+
+def _verify(sources: Sequence[Source], rows: Rows) -> None:
+    for source, located in zip(sources, rows.located, strict=True):
+        source.cache.verify(np.unique(located.shard).tolist())
 
 
 def read_embeddings(sources: Sequence[Source], rows: Rows) -> list[np.ndarray]:
     """Read the rows of each source -> [rows, layers, dim] in the dtype on disk, in the order asked for."""
     return [source.cache.read(located, source.layers) for source, located in zip(sources, rows.located, strict=True)]
+
+
+def keep_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
+    """Do what `fit_scalers` does, once: the statistics are kept beside each cache."""
+    scalers = []
+    for source, located in zip(sources, rows.located, strict=True):
+
+        def make(source: Source = source, located: Located = located) -> Kept:
+            (scaler,) = fit_scalers([source], Rows((located,)))
+            return Kept({"mean": scaler.mean, "scale": scaler.scale})
+
+        kept = source.cache.keep({"scaler": source.cache.identify(located, source.layers)}, make)
+        scalers.append(Scaler(kept.arrays["mean"], kept.arrays["scale"]))
+    return tuple(scalers)
 
 
 def fit_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
@@ -160,6 +209,16 @@ class Features:
     def select_rows(self, chosen: np.ndarray) -> "Features":
         """Give the chosen rows, still on disk."""
         return Features(self._sources, self._rows.take(chosen), self._scalers, self._fusion)
+
+    def keep(self, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
+        """Give arrays that were computed from this matrix before, or make and keep them beside the first cache."""
+        return self._sources[0].cache.keep({**what, "features": self._identity()}, make)
+
+    def _identity(self) -> dict[str, Any]:
+        scales = sha256(b"".join(each.mean.tobytes() + each.scale.tobytes() for each in self._scalers))
+        pairs = zip(self._sources, self._rows.located, strict=True)
+        sources = [source.cache.identify(located, source.layers) for source, located in pairs]
+        return {"sources": sources, "scalers": scales.hexdigest(), "fusion": self._fusion}
 
     def _fuse(self, rows: Rows) -> np.ndarray:
         embeddings = read_embeddings(self._sources, rows)

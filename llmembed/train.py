@@ -20,7 +20,7 @@ from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone, 
 from llmembed.dataset import SPLITS, Dataset
 from llmembed.errors import UsageError
 from llmembed.evaluate import Report, evaluate
-from llmembed.features import Features, Rows, Source, fit_scalers, locate_rows, open_sources
+from llmembed.features import Features, Rows, Source, find_rows, keep_scalers, locate_rows, open_sources, verified
 from llmembed.fusion import LEARNED, Fusion
 from llmembed.heads import Head, make_head
 from llmembed.predict import classify_rows
@@ -127,15 +127,17 @@ def train_on(
     settings = _settings(dataset, sources, fusion, head, head_options, seed)
     out = out or Path("models") / _name(settings)
     check_destination(out)
-    fit, validation, test = _parts(dataset, sources)
-    scalers = fit_scalers(sources, fit.rows)
-    features, labels = read_features(sources, fit, scalers, fusion)
-    held_out = read_features(sources, validation, scalers, fusion) if len(validation.labels) else None
-    read = time.perf_counter()
-    estimator.fit(features, labels, validation=held_out)
-    fitted = time.perf_counter()
-    classifier = Classifier(_record(sources, settings, estimator.classes_), scalers, estimator)
-    probabilities = classify_rows(classifier, sources, test.rows)
+    whole = Part(find_rows(sources, dataset.texts(), dataset.words), dataset.table["label"].to_numpy().astype(str))
+    fit, validation, test = (whole.take(dataset.table["split"].to_numpy() == split) for split in SPLITS)
+    with verified(sources, whole.rows):
+        scalers = keep_scalers(sources, fit.rows)
+        features, labels = read_features(sources, fit, scalers, fusion)
+        held_out = read_features(sources, validation, scalers, fusion) if len(validation.labels) else None
+        read = time.perf_counter()
+        estimator.fit(features, labels, validation=held_out)
+        fitted = time.perf_counter()
+        classifier = Classifier(_record(sources, settings, estimator.classes_), scalers, estimator)
+        probabilities = classify_rows(classifier, sources, test.rows)
     training = Training(
         report=evaluate(test.labels.tolist(), probabilities, classifier.record.labels),
         settings=settings,
@@ -214,13 +216,6 @@ def training_part(dataset: Dataset, sources: Sequence[Source]) -> Part:
         CacheError: rows missing from a cache, or a damaged shard, with the command that mends it.
     """
     return Part(locate_rows(sources, dataset.texts("train"), dataset.words), np.array(dataset.labels("train")))
-
-
-def _parts(dataset: Dataset, sources: Sequence[Source]) -> tuple[Part, Part, Part]:
-    rows = locate_rows(sources, dataset.texts(), dataset.words)
-    whole, split = Part(rows, dataset.table["label"].to_numpy().astype(str)), dataset.table["split"].to_numpy()
-    training, validation, test = (whole.take(split == name) for name in SPLITS)
-    return training, validation, test
 
 
 def read_features(

@@ -8,7 +8,7 @@ import json
 import secrets
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmembed.backbones import BackboneSpec
 from llmembed.backbones.weights import KNOWN
+from llmembed.cache.kept import Kept, keep
 from llmembed.cache.shard import FORMAT, Rows, ShardView, encode_shard
 from llmembed.cache.store import LocalStore
 from llmembed.dataset import text_key
@@ -196,13 +197,22 @@ class Cache:
         Raises:
             CacheError: keys are missing or shards damaged, with the command that mends it.
         """
+        located = self.find_all(keys, dataset)
+        self.verify(np.unique(located.shard).tolist())
+        return located
+
+    def find_all(self, keys: Sequence[bytes], dataset: Sequence[str]) -> Located:
+        """Do what `locate_all` does without a look at whether the shards are whole.
+
+        Raises:
+            CacheError: keys are missing, with the command that mends it.
+        """
         located = self.locate(keys)
         if len(located.missing):
             raise CacheError(
                 f"{len(located.missing):,} of {len(keys):,} texts are not in {self.folder}. "
                 f"Run {self.mend(dataset)} first."
             )
-        self.verify(np.unique(located.shard).tolist())
         return located
 
     def tokens(self, located: Located) -> np.ndarray:
@@ -238,6 +248,17 @@ class Cache:
         """
         located = self.locate_all([text_key(text) for text in texts], self.last_extraction().get("dataset", []))
         return self.read(located, layers or self.spec.layers).reshape(len(texts), -1).astype(np.float32)
+
+    def identify(self, located: Located, layers: Sequence[int]) -> dict[str, Any]:
+        """Give, as JSON values, what determines the values of located rows and their order."""
+        shards, position = np.unique(located.shard, return_inverse=True)
+        digest = sha256("".join(self.commits[shard].sha256 for shard in shards).encode())
+        digest.update(np.stack([position, located.row]).astype("<i8").tobytes())
+        return {"fingerprint": self.spec.fingerprint, "layers": list(layers), "rows": digest.hexdigest()}
+
+    def keep(self, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
+        """Give arrays that were computed from rows of this cache before, or make and keep them (`cache.kept`)."""
+        return keep(self._store, what, make)
 
     def layer_views(self, layer: int) -> list[np.ndarray]:
         """Map one layer of every shard, [rows, dim] each in the dtype on disk, without reading it."""

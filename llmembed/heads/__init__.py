@@ -7,7 +7,7 @@ texts and no layers.
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmembed.cache.kept import Kept
 from llmembed.errors import ClassifierError, InputError, UsageError
 
 # Where each head is: imported only when asked for, because torch, LightGBM and scikit-learn take seconds to import.
@@ -56,6 +57,10 @@ class Matrix(Protocol):
 
     def select_rows(self, rows: Codes) -> "Matrix":
         """Give some rows as a matrix, without reading them."""
+        ...
+
+    def keep(self, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
+        """Give arrays that `what` and this matrix determine: those of an earlier run, or made now."""
         ...
 
 

@@ -4,10 +4,12 @@ For heads whose fit would take minutes on thousands of features: few rows tell t
 """
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
+from llmembed.cache.kept import Kept
 from llmembed.heads import Codes, Features, Matrix
 from llmembed.heads.discriminant import fit_discriminant
 from llmembed.heads.sweep import map_rows
@@ -34,12 +36,27 @@ def fit_projection(
 ) -> tuple[Projection, Features, dict[str, Any]]:
     """Fit on X [rows, features] and codes [rows]; `prior` [classes] multiplies the shares of the classes.
 
+    Of rows on disk it is kept, so that other trees or penalties begin at once.
+
     Returns:
         the projection; X projected, with the logits out of fold: in-fold ones would look far better than those of
         unseen rows, and what is fitted to them would trust them; and what the discriminant chose by itself.
     """
-    fitted = fit_discriminant(X, codes, prior, seed=seed)
-    axes = fitted.axes.vectors[:, :components]
-    offset = np.append(fitted.bias, np.zeros(axes.shape[1], np.float32))
-    projected = np.hstack([fitted.logits, map_rows(X, lambda block: block @ axes, axes.shape[1])])
-    return Projection(np.hstack([fitted.weight, axes]), offset), projected, fitted.notes
+
+    def make() -> Kept:
+        fitted = fit_discriminant(X, codes, prior, seed=seed)
+        axes = fitted.axes.vectors[:, :components]
+        arrays = {
+            "weight": np.hstack([fitted.weight, axes]),
+            "offset": np.append(fitted.bias, np.zeros(axes.shape[1], np.float32)),
+            "projected": np.hstack([fitted.logits, map_rows(X, lambda block: block @ axes, axes.shape[1])]),
+        }
+        return Kept(arrays, fitted.notes)
+
+    what = {
+        "projection": {"components": components, "prior": prior.tolist(), "seed": seed},
+        "codes": sha256(codes.astype("<i8").tobytes()).hexdigest(),
+    }
+    kept = make() if isinstance(X, np.ndarray) else X.keep(what, make)
+    notes = {**kept.notes, "projection_kept": kept.recalled}
+    return Projection(kept.arrays["weight"], kept.arrays["offset"]), kept.arrays["projected"], notes

@@ -1,0 +1,68 @@
+"""Kept arrays: what was computed from the rows of a cache, beside them, so that the next run begins where it is needed.
+
+In: what determines the arrays, and how to make them. Out: the arrays. A kept file is found by what determines it and
+trusted by its digest; all of them may be deleted at any time.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from llmembed.cache.store import LocalStore
+from llmembed.errors import CacheError
+
+FOLDER = "kept"
+# Those of the last few data parts, layers and fusions: 35 MB each for 120,000 rows.
+MOST_FILES = 16
+# To be raised when the same input gives other arrays than before.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Arrays by name, plain values beside them, and whether they were made by an earlier run."""
+
+    arrays: dict[str, NDArray[Any]]
+    notes: dict[str, Any] = field(default_factory=dict)
+    recalled: bool = False
+
+
+def keep(store: LocalStore, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
+    """Give the arrays that `what`, JSON values, determines: those of an earlier run, or else made and kept now."""
+    identity = sha256(json.dumps({**what, "format": FORMAT}, sort_keys=True).encode()).hexdigest()[:24]
+    for name in store.names(FOLDER):
+        if name.startswith(f"{FOLDER}/{identity}-"):
+            content = store.read(name)
+            if name == _name(identity, content):
+                return _decode(content)
+            store.delete(name)
+    made = make()
+    content = save(made.arrays, {"notes": json.dumps(made.notes)})
+    try:
+        store.create(_name(identity, content), content)
+        _delete_oldest(store)
+    except (CacheError, OSError):
+        # A cache that may only be read is trained from all the same.
+        return made
+    return made
+
+
+def _name(identity: str, content: bytes) -> str:
+    return f"{FOLDER}/{identity}-{sha256(content).hexdigest()[:16]}.safetensors"
+
+
+def _decode(content: bytes) -> Kept:
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return Kept(load(content), json.loads(header["__metadata__"]["notes"]), recalled=True)
+
+
+def _delete_oldest(store: LocalStore) -> None:
+    now = time.time()
+    for name in sorted(store.names(FOLDER), key=lambda name: store.age(name, now))[MOST_FILES:]:
+        store.delete(name)
