@@ -117,7 +117,8 @@ class MLPHead(Estimator):
         width = self.hidden[0] if self.hidden else len(self.classes_)
         # The seed must fix the fit without changing the random state of the program around it.
         devices = range(torch.cuda.device_count())
-        with torch.random.fork_rng(devices=devices), _threads(width * self.n_features_in_):
+        on_disk = not isinstance(features, np.ndarray)
+        with torch.random.fork_rng(devices=devices), _threads(width * self.n_features_in_, reading=on_disk):
             torch.manual_seed(self.seed)
             self._train(features, codes, held)
             logits = self._logits(X_val, members=1 if validation is None else None)
@@ -270,14 +271,15 @@ def _multiplies_bfloat16() -> bool:
 
 
 @contextmanager
-def _threads(weights: int) -> Iterator[None]:
-    """Use one thread for a network too small to share, and put the number back afterwards.
+def _threads(weights: int, *, reading: bool) -> Iterator[None]:
+    """Use one thread for a network too small to share, leave a core to `reading`, and put the number back afterwards.
 
     Threads that wait for each other at every step are slow beside a busy neighbour: 20 passes over 1,257 rows with
-    16,384 weights took 153 s with 4 threads and 7 s with one.
+    16,384 weights took 153 s with 4 threads and 7 s with one; a pass over 4.9 GB on disk, on 4 cores of which one was
+    busy, 121 s with 4 threads and 30 s with 3.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(before if weights >= WEIGHTS_TO_SHARE else 1)
+    torch.set_num_threads(max(1, before - reading) if weights >= WEIGHTS_TO_SHARE else 1)
     try:
         yield
     finally:
