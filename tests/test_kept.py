@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmembed import train as stage
-from llmembed.cache.kept import MOST_FILES, Kept, keep
+from llmembed.cache.kept import FOLDER, MOST_FILES, Kept, keep
 from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
 from llmembed.features import Features, fit_scalers, keep_scalers, locate_rows, open_sources
@@ -19,9 +19,9 @@ ONES = {"ones": np.ones(3, np.float32)}
 
 @pytest.fixture
 def root(pydocs_cache, tmp_path, monkeypatch) -> Path:
-    """Give a copy of the cache whose features count as too many for memory."""
+    """Give a copy of the cache, without what other tests kept, whose features count as too many for memory."""
     monkeypatch.setattr(stage, "RESIDENT_VALUES", 0)
-    shutil.copytree(pydocs_cache, tmp_path / "cache")
+    shutil.copytree(pydocs_cache, tmp_path / "cache", ignore=shutil.ignore_patterns(FOLDER))
     return tmp_path / "cache"
 
 
