@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 Fusion = Literal["last", "mean", "max", "concat", "gram", "weighted", "cooccurrence"]
-# Their weights are in the mlp head (heads/fronts.py).
+# Their weights are in the mlp head (heads/learned.py).
 LEARNED = ("weighted", "cooccurrence")
 # Layers and dim of each backbone.
 Layout = tuple[tuple[int, int], ...]
