@@ -50,8 +50,8 @@ class Cooccurrence(nn.Module):
     dropout(c_i / |c_i|) as X [layers, compressed], the Gram matrix G = X Xᵀ is power-normalised to
     2 · sigmoid(σ · G) - 1 and stands beside the mean of the layers of each backbone. Two things differ from the paper's
     code: there the rows keep their length, so that the entries of G run into the hundreds and the sigmoid saturates;
-    here they are cosines.
-    And G is symmetric, with ones on its diagonal: only what is above the diagonal is kept. σ is learned too.
+    here they are cosines. And G is symmetric, with ones on its diagonal: only what is above the diagonal is kept. σ is
+    learned too.
 
     Attributes:
         width: features that come out: layers * (layers - 1) / 2, and the dims of the backbones.
