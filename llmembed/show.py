@@ -139,8 +139,11 @@ def show_leaderboard(leaderboard: "Leaderboard") -> None:
     print(
         f"{len(leaderboard.lines)} configurations x {len(leaderboard.seeds)} seeds x {leaderboard.folds} folds of "
         f"{leaderboard.rows:,} training rows: {leaderboard.computed:,} fits in {_duration(leaderboard.seconds)}, "
-        f"{leaderboard.reused:,} known before\n"
+        f"{leaderboard.reused:,} known before"
     )
+    if leaderboard.contained:
+        print(f"{leaderboard.contained:,} of the texts are part of a longer one and are held out with it")
+    print()
     table = Table(box=None, pad_edge=False)
     for heading in ("head", "fusion", "layers"):
         table.add_column(heading)

@@ -118,7 +118,9 @@ def test_a_class_smaller_than_the_folds_is_no_hindrance(pydocs, pydocs_cache, tm
 
 
 def test_more_folds_than_rows_are_refused(pydocs, pydocs_cache, tmp_path):
-    with pytest.raises(DatasetError, match=r"largest class has \d+ training rows, fewer than --folds 500"):
+    with pytest.raises(
+        DatasetError, match=r"largest class has \d+ training texts that are not part of others, fewer than --folds"
+    ):
         small_comparison(pydocs, pydocs_cache, tmp_path, folds=500)
 
 
