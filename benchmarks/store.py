@@ -12,8 +12,9 @@ import polars as pl
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import Cache
 from llmembed.cache.shard import Rows
-from llmembed.dataset import Dataset, load_dataset, text_key
+from llmembed.dataset import Dataset, load_dataset
 from llmembed.extract import SHARD_ROWS
+from llmembed.identity import text_key
 
 LAYERS, DIM, CLASSES, RANK = (28, 29, 30, 31, 32), 4096, 4, 256
 

@@ -8,18 +8,17 @@ bytes that are not UTF-8, one class. Knows no backbone and no cache.
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
 from llmembed.errors import DatasetError
+from llmembed.identity import text_key
 from llmembed.job import Hub, Job, find_job, job_names, load_job
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
-KEY_BYTES = 16
 # A table without a test split gives every fifth distinct text of a class to it.
 TEST_EVERY = 5
 
@@ -75,11 +74,6 @@ class Reading:
     text_column: str = "text"
     label_column: str = "label"
     on_empty: OnEmpty = "error"
-
-
-def text_key(text: str) -> bytes:
-    """Hash a text to its key in the cache, 16 bytes (BLAKE2b of its UTF-8 bytes)."""
-    return blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
 def load_dataset(

@@ -16,9 +16,10 @@ import numpy as np
 from llmembed.backbones import BackboneSpec, Engine, StoredDtype, describe_backbone, load_backbone
 from llmembed.backbones.weights import ModelFiles
 from llmembed.cache import Cache
-from llmembed.dataset import Dataset, text_key
+from llmembed.dataset import Dataset
 from llmembed.errors import UsageError
 from llmembed.gpu import energy, group_gpus, matrix_rate, visible_gpus
+from llmembed.identity import text_key
 from llmembed.job import Pooling
 from llmembed.workers import embed_blocks, embed_on_gpus
 

@@ -20,9 +20,10 @@ from llmembed.backbones import resolve_layers
 from llmembed.cache import Cache, Located
 from llmembed.cache.kept import Kept
 from llmembed.cores import in_threads
-from llmembed.dataset import Dataset, text_key
+from llmembed.dataset import Dataset
 from llmembed.errors import UsageError
 from llmembed.fusion import Fusion, Layout, fuse, fused_layers, fused_width
+from llmembed.identity import text_key
 from llmembed.scaling import Moments, Scaler, fit_scaler, moments
 
 # Values that are read, scaled and fused at a time: few enough to stay in the processor's cache.

@@ -15,8 +15,9 @@ from sklearn.model_selection import train_test_split
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from llmembed.dataset import Dataset, load_dataset, text_key
+from llmembed.dataset import Dataset, load_dataset
 from llmembed.extract import extract, plan_extraction
+from llmembed.identity import text_key
 
 VLLM_ON_CPU = {
     "OMP_NUM_THREADS": "1",

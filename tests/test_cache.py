@@ -22,8 +22,8 @@ from llmembed.backbones import BackboneSpec
 from llmembed.cache import ORPHAN_SECONDS, Cache
 from llmembed.cache.shard import FORMAT, Rows
 from llmembed.cache.store import LocalStore
-from llmembed.dataset import text_key
 from llmembed.errors import CacheError
+from llmembed.identity import text_key
 
 README = Path(__file__).parent.parent / "cache" / "README.md"
 TOY = BackboneSpec(

@@ -11,8 +11,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmembed.dataset import load_dataset, text_key
+from llmembed.dataset import load_dataset
 from llmembed.errors import DatasetError
+from llmembed.identity import text_key
 from llmembed.job import LAST_FIVE, Job, job_names, load_job
 
 JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.toml"))

@@ -14,9 +14,10 @@ from conftest import save_llama
 from test_backbones import copy_of
 
 from llmembed.cache import Cache
-from llmembed.dataset import Dataset, load_dataset, text_key
+from llmembed.dataset import Dataset, load_dataset
 from llmembed.errors import BackboneError, UsageError
 from llmembed.extract import SHARD_ROWS, Resources, estimate, extract, plan_extraction
+from llmembed.identity import text_key
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from test_backbones import copy_of
 
 from llmembed.backbones import describe_backbone
 from llmembed.cache import Cache
-from llmembed.dataset import Dataset, text_key
+from llmembed.dataset import Dataset
 from llmembed.errors import BackboneError, EngineError
+from llmembed.identity import text_key
 from llmembed.workers import embed_on_gpus
 
 # Without GPUs the workers run the transformers engine on the CPU; what they do is the same.

@@ -26,8 +26,8 @@ from llmembed.backbones.weights import KNOWN
 from llmembed.cache.kept import Kept, keep
 from llmembed.cache.shard import FORMAT, Rows, ShardView, encode_shard
 from llmembed.cache.store import LocalStore
-from llmembed.dataset import text_key
 from llmembed.errors import CacheError
+from llmembed.identity import text_key
 
 # A writer commits a shard within seconds of writing it; what is uncommitted after this belongs to a dead one.
 ORPHAN_SECONDS = 3600.0

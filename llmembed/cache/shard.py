@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmembed.identity import KEY_BYTES
+
 FORMAT = 1
-KEY_BYTES = 16
 # Enough for one page per column whatever the width: 4,096 rows of 65,536 float32 values are 1 GiB.
 PAGE_BYTES = 1 << 30
 # Page headers, schema and footer: some 150 bytes a column and 1 kB besides.

@@ -1,0 +1,65 @@
+"""Outputs appear whole or not at all, and sealed records tell when a byte of them was changed."""
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmembed.errors import UsageError
+from llmembed.files import check_writable, replacing
+from llmembed.identity import seal, unseal
+
+RECORD = {"dataset": "films", "rows": 3, "share": 0.1, "layers": [1, -1], "odd": "\x1b☃"}
+
+
+def test_a_file_that_fails_half_way_stays_what_it_was(tmp_path):
+    path = tmp_path / "out.csv"
+    path.write_text("before")
+    with (
+        pytest.raises(UsageError, match=r"out\.csv cannot be written: .*What was there is unchanged"),
+        replacing(path) as partial,
+    ):
+        partial.write_text("half of")
+        raise OSError(28, os.strerror(28))
+    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
+        partial.write_text("half of")
+        raise KeyboardInterrupt
+    assert path.read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_whole_file_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "new" / "out.csv"
+    for content in ("first", "second"):
+        with replacing(path) as partial:
+            assert partial.suffix == ".csv"
+            partial.write_text(content)
+        assert path.read_text() == content
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".csv", "file/out.csv", "file/deep/out.csv", "folder"])
+def test_a_place_that_cannot_be_written_is_refused_before_and_left_alone(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match=r"cannot be written|is a folder"):
+        check_writable(tmp_path / name)
+    check_writable(tmp_path / "new" / "deep" / "out.csv")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@given(st.data())
+def test_any_changed_byte_of_a_sealed_record_is_harmless_or_refused(data):
+    content = bytearray(seal(RECORD))
+    content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert unseal(bytes(content)) == RECORD
+    except ValueError:
+        assert bytes(content) != seal(RECORD)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"[" * 100_000, b"\xff", json.dumps(RECORD).encode()])
+def test_what_is_no_sealed_record_is_refused(content):
+    with pytest.raises(ValueError):
+        unseal(content)
