@@ -21,6 +21,7 @@ from llmembed.dataset import SPLITS, Dataset
 from llmembed.errors import UsageError
 from llmembed.evaluate import Report, evaluate
 from llmembed.features import Features, Rows, Source, find_rows, keep_scalers, locate_rows, open_sources, verified
+from llmembed.folds import find_repeats
 from llmembed.fusion import LEARNED, Fusion
 from llmembed.heads import Head, make_head
 from llmembed.predict import classify_rows
@@ -71,14 +72,18 @@ class Training:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a data set: where their embeddings lie, and their labels [rows]."""
+    """Some rows of a data set: where their embeddings lie, their labels [rows] and their groups, int64 [rows].
+
+    Rows of one group, such as those of equal texts, are held out together.
+    """
 
     rows: Rows
     labels: np.ndarray
+    groups: np.ndarray
 
     def take(self, chosen: np.ndarray) -> "Part":
         """Give the chosen rows, a bool or integer index."""
-        return Part(self.rows.take(chosen), self.labels[chosen])
+        return Part(self.rows.take(chosen), self.labels[chosen], self.groups[chosen])
 
 
 def train(
@@ -127,14 +132,19 @@ def train_on(
     settings = _settings(dataset, sources, fusion, head, head_options, seed)
     out = out or Path("models") / _name(settings)
     check_destination(out)
-    whole = Part(find_rows(sources, dataset.texts(), dataset.words), dataset.table["label"].to_numpy().astype(str))
+    texts = dataset.texts()
+    labels = dataset.table["label"].to_numpy().astype(str)
+    whole = Part(find_rows(sources, texts, dataset.words), labels, find_repeats(texts))
     fit, validation, test = (whole.take(dataset.table["split"].to_numpy() == split) for split in SPLITS)
     with verified(sources, whole.rows):
         scalers = keep_scalers(sources, fit.rows)
-        features, labels = read_features(sources, fit, scalers, fusion)
-        held_out = read_features(sources, validation, scalers, fusion) if len(validation.labels) else None
+        features, fit = read_features(sources, fit, scalers, fusion)
+        held_out = None
+        if len(validation.labels):
+            unseen, validation = read_features(sources, validation, scalers, fusion)
+            held_out = unseen, validation.labels
         read = time.perf_counter()
-        estimator.fit(features, labels, validation=held_out)
+        estimator.fit(features, fit.labels, validation=held_out, groups=fit.groups)
         fitted = time.perf_counter()
         classifier = Classifier(_record(sources, settings, estimator.classes_), scalers, estimator)
         probabilities = classify_rows(classifier, sources, test.rows)
@@ -209,28 +219,30 @@ def _name(settings: dict[str, Any]) -> str:
     return "-".join([settings["dataset"], backbones, settings["fusion"], settings["head"], digest])
 
 
-def training_part(dataset: Dataset, sources: Sequence[Source]) -> Part:
-    """Give the rows of the training split.
+def training_part(dataset: Dataset, sources: Sequence[Source], groups: np.ndarray | None = None) -> Part:
+    """Give the rows of the training split; its groups, if none are given, are those of equal texts.
 
     Raises:
         CacheError: rows missing from a cache, or a damaged shard, with the command that mends it.
     """
-    return Part(locate_rows(sources, dataset.texts("train"), dataset.words), np.array(dataset.labels("train")))
+    texts = dataset.texts("train")
+    groups = find_repeats(texts) if groups is None else groups
+    return Part(locate_rows(sources, texts, dataset.words), np.array(dataset.labels("train")), groups)
 
 
 def read_features(
     sources: Sequence[Source], part: Part, scalers: Sequence[Scaler], fusion: Fusion
-) -> tuple[Features | np.ndarray, np.ndarray]:
-    """Give features [rows, features] and labels [rows] of a part.
+) -> tuple[Features | np.ndarray, Part]:
+    """Give the features [rows, features] of a part, and the part in their order.
 
-    A few rows are read now, in their order; many whenever the head asks for them, in the order in which they lie on
+    A few rows are read now, as they stand; many whenever the head asks for them, in the order in which they lie on
     disk.
     """
     features = Features(sources, part.rows, scalers, fusion)
     if features.shape[0] * features.shape[1] <= RESIDENT_VALUES:
-        return features[:], part.labels
+        return features[:], part
     order = part.rows.on_disk()
-    return features.select_rows(order), part.labels[order]
+    return features.select_rows(order), part.take(order)
 
 
 def _record(sources: Sequence[Source], settings: dict[str, Any], labels: np.ndarray) -> ClassifierRecord:

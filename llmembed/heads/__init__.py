@@ -32,7 +32,6 @@ FORMAT = 1
 # A value standardised over n rows is at most sqrt(n): the limit touches only values that training never saw, and keeps
 # squares and their sums finite in float32.
 LARGEST = 1e3
-VALIDATION_SHARE = 0.1
 # 128 MB in float32: what is in memory at a time of a matrix on disk.
 BLOCK_VALUES = 2**25
 
@@ -82,8 +81,13 @@ class Head(Protocol):
     classes_: NDArray[Any]
     notes_: dict[str, Any]
 
-    def fit(self, X: Rows, y: ArrayLike, *, validation: Validation | None = None) -> "Head":
-        """Fit on X [rows, features] and the labels y [rows]; `validation` (X, y) chooses, it is never trained on."""
+    def fit(
+        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
+    ) -> "Head":
+        """Fit on X [rows, features] and the labels y [rows]; `validation` (X, y) chooses, it is never trained on.
+
+        Rows of one of the `groups` [rows] are held out together, as copies of a text must be; without, each for itself.
+        """
         ...
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
@@ -246,20 +250,6 @@ def encode(y: ArrayLike, classes: NDArray[Any]) -> Codes:
     labels = np.asarray(y)
     codes = np.searchsorted(classes, labels).clip(0, len(classes) - 1)
     return np.where(classes[codes] == labels, codes, -1)
-
-
-def hold_out(codes: Codes, *, seed: int) -> tuple[Codes, Codes]:
-    """Split the rows into (training, validation): about 10 % of each class, and every class keeps a training row.
-
-    A class with fewer than 5 rows gives none away, so validation may lack classes, and be empty.
-    """
-    generator = np.random.default_rng(seed)
-    held = np.zeros(len(codes), dtype=bool)
-    for code in np.unique(codes):
-        rows = generator.permutation(np.flatnonzero(codes == code))
-        if len(rows) >= 5:
-            held[rows[: max(1, round(VALIDATION_SHARE * len(rows)))]] = True
-    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def softmax(logits: NDArray[np.floating]) -> Features:

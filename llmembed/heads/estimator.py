@@ -49,23 +49,30 @@ class Estimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit
     def _logits(self, features: Features | Matrix) -> Features:
         raise NotImplementedError
 
-    def _check_training(self, X: Rows, y: ArrayLike) -> tuple[Features | Matrix, Codes]:
-        """Give the features and the codes of the labels, and take note of the classes.
+    def _check_training(
+        self, X: Rows, y: ArrayLike, groups: ArrayLike | None
+    ) -> tuple[Features | Matrix, Codes, Codes]:
+        """Give the features, the codes of the labels and the groups of the rows, and take note of the classes.
 
         Raises:
-            InputError: as `_check_features`; or y is no column of labels, as long as X, with two classes or more.
+            InputError: as `_check_features`; or y is no column of labels, as long as X, with two classes or more; or
+                the groups are no column of that length.
         """
         with _input_errors():
             labels = validate_data(self, y=y)
             check_classification_targets(labels)
             check_consistent_length(X, labels)
+            own = np.arange(len(labels))
+            if groups is not None:
+                check_consistent_length(X, groups)
+                own = np.unique(column_or_1d(groups), return_inverse=True)[1]
         features = self._check_features(X, reset=True)
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise InputError(
                 f"All {len(labels):,} training rows are of one class, {self.classes_.tolist()}; expected two or more."
             )
-        return features, encode(labels, self.classes_)
+        return features, encode(labels, self.classes_), own
 
     def _check_validation(self, validation: Validation) -> tuple[Features | Matrix, Codes]:
         """Give the features and the codes of the labels, -1 for a label that no training row has.

@@ -36,15 +36,19 @@ class LDAHead(Estimator):
         self.class_weight = class_weight
         self.seed = seed
 
-    def fit(self, X: Rows, y: ArrayLike, *, validation: Validation | None = None) -> Self:
+    def fit(
+        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Fit on X [rows, features] and labels y [rows]; `validation` is not needed, every row is left out once.
+
+        Rows of one of the `groups` [rows] are left out together, as copies of a text must be.
 
         Raises:
             InputError: X or y cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features, codes = self._check_training(X, y)
+        features, codes, groups = self._check_training(X, y, groups)
         prior = weigh_classes(self.class_weight, codes, self.classes_)
-        fitted = fit_discriminant(features, codes, prior, shrinkages=self.shrinkages, seed=self.seed)
+        fitted = fit_discriminant(features, codes, prior, groups=groups, shrinkages=self.shrinkages, seed=self.seed)
         self.weight_, self.bias_ = fitted.weight, fitted.bias
         self.notes_: dict[str, Any] = {**fitted.notes, "validation_rows": len(features)}
         return self

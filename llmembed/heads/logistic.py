@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
+from llmembed.folds import hold_out
 from llmembed.heads import (
     ClassWeight,
     Codes,
@@ -21,7 +22,6 @@ from llmembed.heads import (
     Rows,
     Validation,
     fit_sharpness,
-    hold_out,
     log_loss,
     read_head,
     select_rows,
@@ -72,17 +72,20 @@ class LogisticHead(Estimator):
         self.class_weight = class_weight
         self.seed = seed
 
-    def fit(self, X: Rows, y: ArrayLike, *, validation: Validation | None = None) -> Self:
+    def fit(
+        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Fit on X [rows, features] and labels y [rows].
 
-        Without `validation`, a tenth of the rows chooses the penalty; then all rows are fitted with it.
+        Without `validation`, a tenth of the rows chooses the penalty; then all rows are fitted with it. Rows of one of
+        the `groups` [rows] are held out together, as copies of a text must be.
 
         Raises:
             InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features, codes = self._check_training(X, y)
+        features, codes, groups = self._check_training(X, y, groups)
         class_weights = weigh_classes(self.class_weight, codes, self.classes_)
-        held = hold_out(codes, seed=self.seed)[1] if validation is None else np.zeros(0, np.int64)
+        held = hold_out(codes, groups, seed=self.seed)[1] if validation is None else np.zeros(0, np.int64)
         X_val, val_codes = select_rows(features, held), codes[held]
         if validation is not None:
             X_val, val_codes = self._check_validation(validation)
@@ -90,7 +93,7 @@ class LogisticHead(Estimator):
         projection = None
         if self.notes_["projected"]:
             projection, features, notes = fit_projection(
-                features, codes, class_weights, components=self.components, seed=self.seed
+                features, codes, class_weights, groups=groups, components=self.components, seed=self.seed
             )
             X_val = features[held] if validation is None else projection.apply(X_val)
             self.notes_ |= notes

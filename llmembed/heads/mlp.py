@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from llmembed.errors import InputError
+from llmembed.folds import hold_out
 from llmembed.fusion import Layout
 from llmembed.heads import (
     BLOCK_VALUES,
@@ -27,7 +28,6 @@ from llmembed.heads import (
     Rows,
     Validation,
     fit_sharpness,
-    hold_out,
     read_ahead,
     read_head,
     row_blocks,
@@ -101,16 +101,20 @@ class MLPHead(Estimator):
         self.device = device
         self.seed = seed
 
-    def fit(self, X: Rows, y: ArrayLike, *, validation: Validation | None = None) -> Self:
+    def fit(
+        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Fit on X [rows, features] and labels y [rows]; `validation` calibrates the probabilities.
+
+        Rows of one of the `groups` [rows] are held out together, as copies of a text must be.
 
         Raises:
             InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features, codes = self._check_training(X, y)
+        features, codes, groups = self._check_training(X, y, groups)
         held = np.zeros(len(codes), dtype=bool)
         if validation is None:
-            held[hold_out(codes, seed=self.seed)[1]] = self.calibrate
+            held[hold_out(codes, groups, seed=self.seed)[1]] = self.calibrate
             X_val, val_codes = select_rows(features, np.flatnonzero(held)), codes[held]
         else:
             X_val, val_codes = self._check_validation(validation)
