@@ -102,6 +102,10 @@ class Classifier:
         scaled = [scaler.apply(each) for scaler, each in zip(self.scalers, embeddings, strict=True)]
         return self.head.predict_proba(fuse(scaled, self.record.fusion))
 
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """Decide on a label for each row of probabilities [rows, classes] -> its index in the labels, int64 [rows]."""
+        return np.asarray(probabilities.argmax(axis=1))
+
     def load_backbones(self, found_at: Sequence[str] = (), *, device: str | None = None) -> list[Backbone]:
         """Load the backbones; `found_at` says where, if not where they were in extraction.
 

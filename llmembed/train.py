@@ -18,12 +18,13 @@ import numpy as np
 
 from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone, check_destination
 from llmembed.dataset import SPLITS, Dataset
-from llmembed.errors import UsageError
+from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
 from llmembed.features import Features, Rows, Source, find_rows, keep_scalers, locate_rows, open_sources, verified
 from llmembed.folds import find_repeats
 from llmembed.fusion import LEARNED, Fusion
 from llmembed.heads import Head, make_head
+from llmembed.labels import index_labels, index_options, name_some
 from llmembed.predict import classify_rows
 from llmembed.scaling import Scaler
 
@@ -72,18 +73,18 @@ class Training:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a data set: where their embeddings lie, their labels [rows] and their groups, int64 [rows].
+    """Some rows of a data set: where their embeddings lie, their class indices y and their groups, both int64 [rows].
 
     Rows of one group, such as those of equal texts, are held out together.
     """
 
     rows: Rows
-    labels: np.ndarray
+    y: np.ndarray
     groups: np.ndarray
 
     def take(self, chosen: np.ndarray) -> "Part":
         """Give the chosen rows, a bool or integer index."""
-        return Part(self.rows.take(chosen), self.labels[chosen], self.groups[chosen])
+        return Part(self.rows.take(chosen), self.y[chosen], self.groups[chosen])
 
 
 def train(
@@ -101,7 +102,8 @@ def train(
     """Fit a head on a data set's embeddings, judge it on the test split and save the classifier.
 
     `backbones` name one cache each, by default the one extracted last; `layers` are read of each of them, by default
-    all. `head_options` are parameters of the head, such as `{"hidden": (512, 256)}`. The same seed on the same CPU
+    all. `head_options` are parameters of the head, such as `{"hidden": (512, 256)}` or weights by label,
+    `{"class_weight": {"spam": 5.0}}`. The same seed on the same CPU
     gives the same metrics.json. Without `out` the classifier goes to a folder under models/ whose name tells the
     settings, so that a training never replaces another one's.
 
@@ -128,32 +130,34 @@ def train_on(
     """Do what `train` does, with caches that are open."""
     start = time.perf_counter()
     sources = [source.fused(fusion) for source in sources]
-    estimator = make_estimator(head, fusion, sources, seed=seed, **(head_options or {}))
+    labels = sorted(set(dataset.labels("train")))
+    estimator = make_estimator(head, fusion, sources, seed=seed, **index_options(head_options or {}, labels))
     settings = _settings(dataset, sources, fusion, head, head_options, seed)
     out = out or Path("models") / _name(settings)
     check_destination(out)
     texts = dataset.texts()
-    labels = dataset.table["label"].to_numpy().astype(str)
-    whole = Part(find_rows(sources, texts, dataset.words), labels, find_repeats(texts))
+    y, names = index_labels(dataset.table["label"], labels)
+    whole = Part(find_rows(sources, texts, dataset.words), y, find_repeats(texts))
     fit, validation, test = (whole.take(dataset.table["split"].to_numpy() == split) for split in SPLITS)
+    _refuse_unknown(validation.y, names, dataset)
     with verified(sources, whole.rows):
         scalers = keep_scalers(sources, fit.rows)
         features, fit = read_features(sources, fit, scalers, fusion)
         held_out = None
-        if len(validation.labels):
+        if len(validation.y):
             unseen, validation = read_features(sources, validation, scalers, fusion)
-            held_out = unseen, validation.labels
+            held_out = unseen, validation.y
         read = time.perf_counter()
-        estimator.fit(features, fit.labels, validation=held_out, groups=fit.groups)
+        estimator.fit(features, fit.y, validation=held_out, groups=fit.groups)
         fitted = time.perf_counter()
-        classifier = Classifier(_record(sources, settings, estimator.classes_), scalers, estimator)
+        classifier = Classifier(_record(sources, settings, labels), scalers, estimator)
         probabilities = classify_rows(classifier, sources, test.rows)
     training = Training(
-        report=evaluate(test.labels.tolist(), probabilities, classifier.record.labels),
+        report=evaluate(test.y, probabilities, classifier.decide(probabilities), names),
         settings=settings,
-        rows=len(fit.labels) + len(validation.labels),
+        rows=len(fit.y) + len(validation.y),
         validation_rows=estimator.notes_["validation_rows"],
-        classes=len(classifier.record.labels),
+        classes=len(labels),
         features=features.shape[1],
         notes=estimator.notes_,
         read_seconds=round(read - start, 3),
@@ -227,7 +231,9 @@ def training_part(dataset: Dataset, sources: Sequence[Source], groups: np.ndarra
     """
     texts = dataset.texts("train")
     groups = find_repeats(texts) if groups is None else groups
-    return Part(locate_rows(sources, texts, dataset.words), np.array(dataset.labels("train")), groups)
+    labels = dataset.labels("train")
+    y, _ = index_labels(labels, sorted(set(labels)))
+    return Part(locate_rows(sources, texts, dataset.words), y, groups)
 
 
 def read_features(
@@ -245,7 +251,18 @@ def read_features(
     return features.select_rows(order), part.take(order)
 
 
-def _record(sources: Sequence[Source], settings: dict[str, Any], labels: np.ndarray) -> ClassifierRecord:
+def _refuse_unknown(validation: np.ndarray, names: Sequence[str], dataset: Dataset) -> None:
+    """Refuse a validation split that can judge nothing: none of its labels is one of the training split."""
+    known = sorted(set(dataset.labels("train")))
+    if len(validation) and validation.min() >= len(known):
+        found = name_some(names[index] for index in np.unique(validation))
+        raise DatasetError(
+            f"{dataset.origin}: none of the {len(validation):,} validation rows has a label of the training rows: "
+            f"{found} against {name_some(known)}."
+        )
+
+
+def _record(sources: Sequence[Source], settings: dict[str, Any], labels: Sequence[str]) -> ClassifierRecord:
     return ClassifierRecord(
         backbones=tuple(
             RecordedBackbone(
@@ -258,7 +275,7 @@ def _record(sources: Sequence[Source], settings: dict[str, Any], labels: np.ndar
         ),
         fusion=settings["fusion"],
         head=settings["head"],
-        labels=tuple(map(str, labels)),
+        labels=tuple(labels),
         training=settings,
     )
 
