@@ -30,7 +30,7 @@ from llmembed.evaluate import evaluate
 from llmembed.features import Source, fit_scalers, open_sources
 from llmembed.folds import deal_folds, find_wholes
 from llmembed.fusion import LEARNED, Fusion, fused_layers
-from llmembed.heads import HEADS
+from llmembed.heads import HEADS, decide
 from llmembed.labels import index_labels, index_options
 from llmembed.parent import die_with_parent
 from llmembed.train import (
@@ -346,7 +346,7 @@ def _run(trial: Trial) -> Result:
     probabilities = head.predict_proba(unseen)
     # A class whose rows all lie in this fold is unknown to the head: its rows count as errors.
     truth, names = index_labels(held.y.tolist(), head.classes_.tolist())
-    report = evaluate(truth, probabilities, probabilities.argmax(axis=1), list(map(str, names)))
+    report = evaluate(truth, probabilities, decide(probabilities, head.class_weights_), list(map(str, names)))
     return Result(trial=trial, accuracy=report.accuracy, macro_f1=report.macro_f1, fit_seconds=round(seconds, 3))
 
 

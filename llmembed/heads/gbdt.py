@@ -21,7 +21,6 @@ from llmembed.heads import (
     Matrix,
     Rows,
     Validation,
-    fit_sharpness,
     read_head,
     select_rows,
     weigh_classes,
@@ -104,7 +103,7 @@ class GBDTHead(Estimator):
         else:
             inputs = features[:]
         self._boost(inputs, start, codes, X_val, val_codes)
-        self.sharpness_ = fit_sharpness(self._logits(X_val), val_codes)
+        self._calibrate(self._logits(X_val), val_codes, codes, self.class_weight)
         return self
 
     def _boost(
@@ -169,7 +168,7 @@ class GBDTHead(Estimator):
         arrays: dict[str, NDArray[Any]] = {}
         if self.projection_ is not None:
             arrays = {"projection": self.projection_.weight, "offset": self.projection_.offset}
-        write_head(folder, self, arrays, features=self.n_features_in_, sharpness=self.sharpness_)
+        write_head(folder, self, arrays)
         (folder / TREES_FILE).write_text(self.booster_.model_to_string(), encoding="utf-8")
 
     @classmethod
@@ -180,9 +179,8 @@ class GBDTHead(Estimator):
             ClassifierError: a file is missing or damaged.
         """
         head: Self
-        head, arrays, fitted = read_head(folder, cls)
+        head, arrays, _ = read_head(folder, cls)
         head.projection_ = Projection(arrays["projection"], arrays["offset"]) if arrays else None
-        head.sharpness_ = fitted["sharpness"]
         try:
             head.booster_ = lightgbm.Booster(model_str=(folder / TREES_FILE).read_text(encoding="utf-8"))
         except (OSError, lightgbm.basic.LightGBMError) as error:

@@ -20,8 +20,8 @@ class LDAHead(Estimator):
 
     Args:
         shrinkages: what may be added to the diagonal of the covariance of standardised features.
-        class_weight: None takes the shares of the classes as prior probabilities, `balanced` equal ones, `sqrt` the
-            roots of the shares, a dict the shares times what it has for the label.
+        class_weight: what the decision takes for prior probabilities: the shares of the classes (None), equal ones
+            (`balanced`), the roots of the shares (`sqrt`), or, with a dict, the shares times what it has for the label.
         seed: fixes the folds, and the rows that estimate the principal axes.
     """
 
@@ -50,6 +50,7 @@ class LDAHead(Estimator):
         prior = weigh_classes(self.class_weight, codes, self.classes_)
         fitted = fit_discriminant(features, codes, prior, groups=groups, shrinkages=self.shrinkages, seed=self.seed)
         self.weight_, self.bias_ = fitted.weight, fitted.bias
+        self._calibrate(fitted.logits, codes, codes, self.class_weight)
         self.notes_: dict[str, Any] = {**fitted.notes, "validation_rows": len(features)}
         return self
 
@@ -58,7 +59,7 @@ class LDAHead(Estimator):
 
     def save(self, folder: Path) -> None:
         """Write `head.json` and `head.safetensors` into `folder`."""
-        write_head(folder, self, {"weight": self.weight_, "bias": self.bias_}, features=self.n_features_in_)
+        write_head(folder, self, {"weight": self.weight_, "bias": self.bias_})
 
     @classmethod
     def load(cls, folder: Path) -> Self:

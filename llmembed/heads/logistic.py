@@ -21,7 +21,6 @@ from llmembed.heads import (
     Matrix,
     Rows,
     Validation,
-    fit_sharpness,
     log_loss,
     read_head,
     select_rows,
@@ -120,12 +119,12 @@ class LogisticHead(Estimator):
         fitted = weights.copy()
         # Left out by weight: to copy the other rows would double the memory.
         fitted[held] = 0
-        chosen = self._choose(_Problem(features, codes, fitted, len(self.classes_), axes), X_val, val_codes)
+        chosen = self._choose(_Problem(features, codes, fitted, len(self.classes_), axes), codes, X_val, val_codes)
         problem = _Problem(features, codes, weights, len(self.classes_), axes)
         return problem.solve(chosen, self.max_iterations, self.tolerance)
 
-    def _choose(self, problem: "_Problem", X_val: Features | Matrix, val_codes: Codes) -> "_Solution":
-        """Give the solution with the least validation loss; note which, and how sharp its logits should be.
+    def _choose(self, problem: "_Problem", codes: Codes, X_val: Features | Matrix, val_codes: Codes) -> "_Solution":
+        """Give the solution with the least validation loss; note which, and what calibrates its logits.
 
         With no row to judge by, the weakest penalty is taken.
         """
@@ -139,7 +138,7 @@ class LogisticHead(Estimator):
             if loss >= least:
                 break
             best, least = solution, loss
-            self.sharpness_ = fit_sharpness(logits, val_codes)
+            self._calibrate(logits, val_codes, codes, self.class_weight)
         self.notes_ |= {"inverse_penalty": best.inverse_penalty, "validation_rows": len(val_codes)}
         return best
 
@@ -149,7 +148,7 @@ class LogisticHead(Estimator):
     def save(self, folder: Path) -> None:
         """Write `head.json` and `head.safetensors` into `folder`."""
         arrays = {"weight": self.weight_, "bias": self.bias_}
-        write_head(folder, self, arrays, features=self.n_features_in_, sharpness=self.sharpness_)
+        write_head(folder, self, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -159,11 +158,10 @@ class LogisticHead(Estimator):
             ClassifierError: a file is missing or damaged.
         """
         head: Self
-        head, arrays, fitted = read_head(folder, cls)
+        head, arrays, _ = read_head(folder, cls)
         # JSON has no tuples; equal parameters must stay equal.
         head.inverse_penalties = tuple(head.inverse_penalties)
         head.weight_, head.bias_ = arrays["weight"], arrays["bias"]
-        head.sharpness_ = fitted["sharpness"]
         return head
 
 

@@ -27,7 +27,6 @@ from llmembed.heads import (
     Matrix,
     Rows,
     Validation,
-    fit_sharpness,
     read_ahead,
     read_head,
     row_blocks,
@@ -126,7 +125,7 @@ class MLPHead(Estimator):
             torch.manual_seed(self.seed)
             self._train(features, codes, held)
             logits = self._logits(X_val, members=1 if validation is None else None)
-        self.sharpness_ = fit_sharpness(logits, val_codes)
+        self._calibrate(logits, val_codes, codes, self.class_weight)
         self.notes_["validation_rows"] = len(val_codes)
         return self
 
@@ -196,7 +195,7 @@ class MLPHead(Estimator):
     def save(self, folder: Path) -> None:
         """Write `head.json` and `head.safetensors` into `folder`."""
         arrays = {name: tensor.numpy() for name, tensor in self.network_.state_dict().items()}
-        write_head(folder, self, arrays, features=self.n_features_in_, sharpness=self.sharpness_)
+        write_head(folder, self, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -206,11 +205,10 @@ class MLPHead(Estimator):
             ClassifierError: a file is missing or damaged.
         """
         head: Self
-        head, arrays, fitted = read_head(folder, cls)
+        head, arrays, _ = read_head(folder, cls)
         # JSON has no tuples; equal parameters must stay equal.
         head.hidden = tuple(head.hidden)
         head.layout = tuple((layers, dim) for layers, dim in head.layout)
-        head.sharpness_ = fitted["sharpness"]
         members = {int(name.partition(".")[0]) for name in arrays}
         head.network_ = nn.ModuleList(head._member() for _ in members)
         head.network_.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
