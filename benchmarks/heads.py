@@ -26,6 +26,7 @@ from llmembed.evaluate import evaluate
 from llmembed.features import Features, Rows, Source, fit_scalers, locate_rows, open_sources, read_embeddings
 from llmembed.fusion import fuse
 from llmembed.heads import make_head
+from llmembed.labels import index_labels
 from llmembed.scaling import Scaler
 
 OURS = ("mlp", "gbdt", "logistic", "lda")
@@ -71,13 +72,15 @@ def measure(name: str, dataset: Dataset, root: Path, limit: int | None) -> dict[
     else:
         read = partial(read_standardised, sources, fit_scalers(sources, train))
     features, estimator = read(train), make_competitor(name)
-    # XGBoost takes no strings.
-    classes, codes = np.unique(dataset.labels("train")[:limit], return_inverse=True)
+    labels = dataset.labels("train")[:limit]
+    y, _ = index_labels(labels, sorted(set(labels)))
     start = time.perf_counter()
-    estimator.fit(features, codes)
+    estimator.fit(features, y)
     end = time.perf_counter()
     test = locate_rows(sources, dataset.texts("test"), dataset.words)
-    report = evaluate(dataset.labels("test"), estimator.predict_proba(read(test)), classes.tolist())
+    truth, names = index_labels(dataset.labels("test"), sorted(set(labels)))
+    probabilities = estimator.predict_proba(read(test))
+    report = evaluate(truth, probabilities, probabilities.argmax(axis=1), names)
     return {
         "seconds": end - start,
         "memory": memory.peak(until=end),

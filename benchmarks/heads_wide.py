@@ -84,10 +84,10 @@ def measure_peer(dataset: Dataset, root: Path, part_of: int) -> dict[str, float]
 
     memory, sources = MemoryWatch(), open_sources(root, dataset)
     part = training_part(dataset, sources)
-    part = part.take(np.arange(len(part.labels) // part_of))
+    part = part.take(np.arange(len(part.y) // part_of))
     features = Features(sources, part.rows, fit_scalers(sources, part.rows), "concat")[:]
     start = time.perf_counter()
-    LGBMClassifier(verbose=-1).fit(features, part.labels)
+    LGBMClassifier(verbose=-1).fit(features, part.y)
     end = time.perf_counter()
     return {"rows": len(features), "seconds": end - start, "memory": memory.peak(until=end)}
 

@@ -21,7 +21,7 @@ from llmembed.backbones.precision import stored
 from llmembed.backbones.weights import find_model
 from llmembed.errors import ClassifierError
 from llmembed.fusion import Fusion, fuse
-from llmembed.heads import Head, load_head
+from llmembed.heads import Head, decide, load_head
 from llmembed.scaling import Scaler, load_scalers, save_scalers
 
 FORMAT = 2
@@ -101,6 +101,13 @@ class Classifier:
         """Classify embeddings [rows, layers, dim] of each of the record's backbones -> float32 [rows, classes]."""
         scaled = [scaler.apply(each) for scaler, each in zip(self.scalers, embeddings, strict=True)]
         return self.head.predict_proba(fuse(scaled, self.record.fusion))
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """Decide on a label for each row of probabilities [rows, classes] -> its index in the labels, int64 [rows].
+
+        It is the most probable one, unless the head was fitted with class weights, which favour some.
+        """
+        return decide(probabilities, self.head.class_weights_)
 
     def load_backbones(self, found_at: Sequence[str] = (), *, device: str | None = None) -> list[Backbone]:
         """Load the backbones; `found_at` says where, if not where they were in extraction.

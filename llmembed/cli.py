@@ -410,14 +410,13 @@ def predict(
         if out is not None:
             stage.check_columns(table, loaded.record.labels)
         probabilities = stage.predict_texts(loaded, texts, backbones=backbone or [], device=device)
-    labels = loaded.record.labels
     if out is not None:
-        stage.write_predictions(table, probabilities, labels, out)
+        stage.write_predictions(table, loaded, probabilities, out)
         print(f"{len(table):,} predictions written to {out}", file=sys.stderr)
         if as_json:
             _print_json({"rows": len(table), "out": str(out)})
         return
-    rows = list(stage.predictions(probabilities, labels))
+    rows = list(stage.predictions(loaded, probabilities))
     if as_json and text is None:
         _print_json({"predictions": rows})
         return

@@ -16,6 +16,7 @@ from llmembed.dataset import Dataset, column_texts, read_table, refuse_empty
 from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
 from llmembed.features import Rows, Source, locate_rows, read_embeddings
+from llmembed.labels import index_labels, name_some
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
@@ -78,11 +79,12 @@ def evaluate_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, sp
     known = set(classifier.record.labels)
     if labels and not known & set(labels):
         raise DatasetError(
-            f"{dataset.origin} has the labels {_some(labels)}, the classifier knows {_some(known)}. They share none; "
-            "name a data set with the same labels."
+            f"{dataset.origin} has the labels {name_some(labels)}, the classifier knows {name_some(known)}. They share "
+            "none; name a data set with the same labels."
         )
     probabilities = predict_dataset(classifier, dataset, root=root, split=split)
-    return evaluate(labels, probabilities, classifier.record.labels)
+    truth, names = index_labels(labels, classifier.record.labels)
+    return evaluate(truth, probabilities, classifier.decide(probabilities), names)
 
 
 def read_texts(path: Path, text_column: str = "text") -> tuple[pl.DataFrame, list[str]]:
@@ -112,24 +114,29 @@ def read_lines(content: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def predictions(probabilities: np.ndarray, labels: Sequence[str]) -> Iterable[dict[str, Any]]:
-    """Give one object per row: `label`, `probability`, and `probabilities` by label."""
-    for row in probabilities:
-        best = int(row.argmax())
+def predictions(classifier: Classifier, probabilities: np.ndarray) -> Iterable[dict[str, Any]]:
+    """Give one object per row: `label`, its `probability`, and `probabilities` by label."""
+    labels = classifier.record.labels
+    for row, predicted in zip(probabilities, classifier.decide(probabilities).tolist(), strict=True):
         by_label = {label: round(float(value), 6) for label, value in zip(labels, row, strict=True)}
-        yield {"label": labels[best], "probability": by_label[labels[best]], "probabilities": by_label}
+        yield {"label": labels[predicted], "probability": by_label[labels[predicted]], "probabilities": by_label}
 
 
-def write_predictions(table: pl.DataFrame, probabilities: np.ndarray, labels: Sequence[str], path: Path) -> None:
-    """Write a table with the columns predicted, probability and p_<label> added, as CSV, JSONL or Parquet by suffix.
+def write_predictions(table: pl.DataFrame, classifier: Classifier, probabilities: np.ndarray, path: Path) -> None:
+    """Write a table with predicted, its probability and p_<label> as more columns, as CSV, JSONL or Parquet by suffix.
 
     Raises:
         UsageError: another suffix, or the table has columns of these names already.
     """
+    labels = classifier.record.labels
     check_format(path)
     check_columns(table, labels)
+    decided = classifier.decide(probabilities)
     predicted = pl.DataFrame(
-        {"predicted": np.asarray(labels)[probabilities.argmax(axis=1)], "probability": probabilities.max(axis=1)}
+        {
+            "predicted": pl.Series([labels[index] for index in decided.tolist()], dtype=pl.String),
+            "probability": probabilities[np.arange(len(decided)), decided],
+        }
     )
     by_label = pl.DataFrame({f"p_{label}": probabilities[:, column] for column, label in enumerate(labels)})
     whole = pl.concat([table, predicted, by_label], how="horizontal")
@@ -147,11 +154,6 @@ def check_columns(table: pl.DataFrame, labels: Sequence[str]) -> None:
     taken = {"predicted", "probability", *(f"p_{label}" for label in labels)} & set(table.columns)
     if taken:
         raise UsageError(f"The input has a column {min(taken)!r} already, which would be overwritten; rename it.")
-
-
-def _some(labels: Iterable[str]) -> str:
-    names = sorted(set(labels))
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def check_format(path: Path) -> None:

@@ -26,6 +26,7 @@ from llmembed.errors import CacheError
 from llmembed.evaluate import evaluate
 from llmembed.features import Source, locate_rows, open_sources
 from llmembed.fusion import LEARNED, Fusion
+from llmembed.labels import index_labels
 from llmembed.train import VERSIONS, describe_source, make_estimator, train_on
 
 
@@ -332,11 +333,12 @@ def _score_words(dataset: Dataset, seed: int) -> Score:
     classifier = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC(C=1.0, random_state=seed)
     )
-    classifier.fit(dataset.texts("train"), dataset.labels("train"))
+    labels = sorted(set(dataset.labels("train")))
+    classifier.fit(dataset.texts("train"), index_labels(dataset.labels("train"), labels)[0])
     seconds = perf_counter() - start
-    guessed = classifier.predict(dataset.texts("test"))
-    certain = (guessed[:, None] == classifier.classes_).astype(np.float32)
-    report = evaluate(dataset.labels("test"), certain, classifier.classes_.tolist())
+    predicted = classifier.predict(dataset.texts("test"))
+    truth, names = index_labels(dataset.labels("test"), labels)
+    report = evaluate(truth, np.eye(len(labels), dtype=np.float32)[predicted], predicted, names)
     return Score(report.accuracy, report.macro_f1, round(seconds, 3))
 
 

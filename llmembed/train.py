@@ -18,11 +18,13 @@ import numpy as np
 
 from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone, check_destination
 from llmembed.dataset import SPLITS, Dataset
-from llmembed.errors import UsageError
+from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
 from llmembed.features import Features, Rows, Source, find_rows, keep_scalers, locate_rows, open_sources, verified
+from llmembed.folds import find_repeats
 from llmembed.fusion import LEARNED, Fusion
 from llmembed.heads import Head, make_head
+from llmembed.labels import index_labels, index_options, name_some
 from llmembed.predict import classify_rows
 from llmembed.scaling import Scaler
 
@@ -71,14 +73,18 @@ class Training:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a data set: where their embeddings lie, and their labels [rows]."""
+    """Some rows of a data set: where their embeddings lie, their class indices y and their groups, both int64 [rows].
+
+    Rows of one group, such as those of equal texts, are held out together.
+    """
 
     rows: Rows
-    labels: np.ndarray
+    y: np.ndarray
+    groups: np.ndarray
 
     def take(self, chosen: np.ndarray) -> "Part":
         """Give the chosen rows, a bool or integer index."""
-        return Part(self.rows.take(chosen), self.labels[chosen])
+        return Part(self.rows.take(chosen), self.y[chosen], self.groups[chosen])
 
 
 def train(
@@ -96,7 +102,8 @@ def train(
     """Fit a head on a data set's embeddings, judge it on the test split and save the classifier.
 
     `backbones` name one cache each, by default the one extracted last; `layers` are read of each of them, by default
-    all. `head_options` are parameters of the head, such as `{"hidden": (512, 256)}`. The same seed on the same CPU
+    all. `head_options` are parameters of the head, such as `{"hidden": (512, 256)}` or weights by label,
+    `{"class_weight": {"spam": 5.0}}`. The same seed on the same CPU
     gives the same metrics.json. Without `out` the classifier goes to a folder under models/ whose name tells the
     settings, so that a training never replaces another one's.
 
@@ -123,27 +130,34 @@ def train_on(
     """Do what `train` does, with caches that are open."""
     start = time.perf_counter()
     sources = [source.fused(fusion) for source in sources]
-    estimator = make_estimator(head, fusion, sources, seed=seed, **(head_options or {}))
+    labels = sorted(set(dataset.labels("train")))
+    estimator = make_estimator(head, fusion, sources, seed=seed, **index_options(head_options or {}, labels))
     settings = _settings(dataset, sources, fusion, head, head_options, seed)
     out = out or Path("models") / _name(settings)
     check_destination(out)
-    whole = Part(find_rows(sources, dataset.texts(), dataset.words), dataset.table["label"].to_numpy().astype(str))
+    texts = dataset.texts()
+    y, names = index_labels(dataset.table["label"], labels)
+    whole = Part(find_rows(sources, texts, dataset.words), y, find_repeats(texts))
     fit, validation, test = (whole.take(dataset.table["split"].to_numpy() == split) for split in SPLITS)
+    _refuse_unknown(validation.y, names, dataset)
     with verified(sources, whole.rows):
         scalers = keep_scalers(sources, fit.rows)
-        features, labels = read_features(sources, fit, scalers, fusion)
-        held_out = read_features(sources, validation, scalers, fusion) if len(validation.labels) else None
+        features, fit = read_features(sources, fit, scalers, fusion)
+        held_out = None
+        if len(validation.y):
+            unseen, validation = read_features(sources, validation, scalers, fusion)
+            held_out = unseen, validation.y
         read = time.perf_counter()
-        estimator.fit(features, labels, validation=held_out)
+        estimator.fit(features, fit.y, validation=held_out, groups=fit.groups)
         fitted = time.perf_counter()
-        classifier = Classifier(_record(sources, settings, estimator.classes_), scalers, estimator)
+        classifier = Classifier(_record(sources, settings, labels), scalers, estimator)
         probabilities = classify_rows(classifier, sources, test.rows)
     training = Training(
-        report=evaluate(test.labels.tolist(), probabilities, classifier.record.labels),
+        report=evaluate(test.y, probabilities, classifier.decide(probabilities), names),
         settings=settings,
-        rows=len(fit.labels) + len(validation.labels),
+        rows=len(fit.y) + len(validation.y),
         validation_rows=estimator.notes_["validation_rows"],
-        classes=len(classifier.record.labels),
+        classes=len(labels),
         features=features.shape[1],
         notes=estimator.notes_,
         read_seconds=round(read - start, 3),
@@ -209,31 +223,46 @@ def _name(settings: dict[str, Any]) -> str:
     return "-".join([settings["dataset"], backbones, settings["fusion"], settings["head"], digest])
 
 
-def training_part(dataset: Dataset, sources: Sequence[Source]) -> Part:
-    """Give the rows of the training split.
+def training_part(dataset: Dataset, sources: Sequence[Source], groups: np.ndarray | None = None) -> Part:
+    """Give the rows of the training split; its groups, if none are given, are those of equal texts.
 
     Raises:
         CacheError: rows missing from a cache, or a damaged shard, with the command that mends it.
     """
-    return Part(locate_rows(sources, dataset.texts("train"), dataset.words), np.array(dataset.labels("train")))
+    texts = dataset.texts("train")
+    groups = find_repeats(texts) if groups is None else groups
+    labels = dataset.labels("train")
+    y, _ = index_labels(labels, sorted(set(labels)))
+    return Part(locate_rows(sources, texts, dataset.words), y, groups)
 
 
 def read_features(
     sources: Sequence[Source], part: Part, scalers: Sequence[Scaler], fusion: Fusion
-) -> tuple[Features | np.ndarray, np.ndarray]:
-    """Give features [rows, features] and labels [rows] of a part.
+) -> tuple[Features | np.ndarray, Part]:
+    """Give the features [rows, features] of a part, and the part in their order.
 
-    A few rows are read now, in their order; many whenever the head asks for them, in the order in which they lie on
+    A few rows are read now, as they stand; many whenever the head asks for them, in the order in which they lie on
     disk.
     """
     features = Features(sources, part.rows, scalers, fusion)
     if features.shape[0] * features.shape[1] <= RESIDENT_VALUES:
-        return features[:], part.labels
+        return features[:], part
     order = part.rows.on_disk()
-    return features.select_rows(order), part.labels[order]
+    return features.select_rows(order), part.take(order)
 
 
-def _record(sources: Sequence[Source], settings: dict[str, Any], labels: np.ndarray) -> ClassifierRecord:
+def _refuse_unknown(validation: np.ndarray, names: Sequence[str], dataset: Dataset) -> None:
+    """Refuse a validation split that can judge nothing: none of its labels is one of the training split."""
+    known = sorted(set(dataset.labels("train")))
+    if len(validation) and validation.min() >= len(known):
+        found = name_some(names[index] for index in np.unique(validation))
+        raise DatasetError(
+            f"{dataset.origin}: none of the {len(validation):,} validation rows has a label of the training rows: "
+            f"{found} against {name_some(known)}."
+        )
+
+
+def _record(sources: Sequence[Source], settings: dict[str, Any], labels: Sequence[str]) -> ClassifierRecord:
     return ClassifierRecord(
         backbones=tuple(
             RecordedBackbone(
@@ -246,7 +275,7 @@ def _record(sources: Sequence[Source], settings: dict[str, Any], labels: np.ndar
         ),
         fusion=settings["fusion"],
         head=settings["head"],
-        labels=tuple(map(str, labels)),
+        labels=tuple(labels),
         training=settings,
     )
 

@@ -39,7 +39,7 @@ def test_the_discriminant_is_the_one_of_scikit_learn(digits, small_blocks, monke
     X, X_test, y, _ = products(digits)
     monkeypatch.setattr(discriminant, "TOLERANCE", -1.0)
     monkeypatch.setattr(discriminant, "MOST_STEPS", 60)
-    ours = fit_discriminant(X, y, EQUAL, shrinkages=(0.1,), seed=0)
+    ours = fit_discriminant(X, y, EQUAL, groups=np.arange(len(y)), shrinkages=(0.1,), seed=0)
     peer = LinearDiscriminantAnalysis(solver="lsqr").fit(X, y)
     means, within = peer.means_, np.cov((X - peer.means_[y]).T, bias=True) + 0.1 * np.eye(X.shape[1])
     weight = np.linalg.solve(within, means.T)
@@ -52,7 +52,7 @@ def test_the_discriminant_is_the_one_of_scikit_learn(digits, small_blocks, monke
 def test_logits_out_of_fold_know_nothing_of_the_label_of_their_row():
     draw = np.random.default_rng(0)
     X, y = draw.standard_normal((400, 300)).astype(np.float32), draw.integers(0, 2, 400)
-    fitted = fit_discriminant(X, y, EQUAL[:2], seed=0)
+    fitted = fit_discriminant(X, y, EQUAL[:2], groups=np.arange(len(y)), seed=0)
     in_fold = ((X @ fitted.weight + fitted.bias).argmax(axis=1) == y).mean()
     out_of_fold = (fitted.logits.argmax(axis=1) == y).mean()
     assert in_fold > 0.75 and abs(out_of_fold - 0.5) < 0.1, (in_fold, out_of_fold)
@@ -62,16 +62,16 @@ def test_linearly_dependent_constant_and_few_features_do_no_harm(digits):
     X, X_test, y, y_test = digits
     twice = [np.hstack([each, each, 0 * each[:, :5]]) for each in (X, X_test)]
     for features in (twice[0], X[:, :1]):
-        fitted = fit_discriminant(features, y, EQUAL, seed=0)
+        fitted = fit_discriminant(features, y, EQUAL, groups=np.arange(len(y)), seed=0)
         assert np.isfinite(fitted.logits).all() and np.isfinite(fitted.weight).all()
-    fitted = fit_discriminant(twice[0], y, EQUAL, seed=0)
+    fitted = fit_discriminant(twice[0], y, EQUAL, groups=np.arange(len(y)), seed=0)
     assert ((twice[1] @ fitted.weight + fitted.bias).argmax(axis=1) == y_test).mean() > 0.9
 
 
 def test_a_class_with_one_row_is_missing_from_a_fold_and_does_no_harm(digits):
     X, _, y, _ = digits
     rows = np.flatnonzero((y != 3) | (np.cumsum(y == 3) == 1))
-    fitted = fit_discriminant(X[rows], y[rows], EQUAL, seed=0)
+    fitted = fit_discriminant(X[rows], y[rows], EQUAL, groups=np.arange(len(y[rows])), seed=0)
     assert np.isfinite(fitted.logits).all() and (fitted.logits.argmax(axis=1) == y[rows]).mean() > 0.9
 
 
@@ -93,7 +93,7 @@ def test_axes_are_the_principal_ones_and_invert_the_covariance(width):
 
 def test_a_projection_of_new_rows_is_that_of_training_but_for_the_folds(digits):
     X, X_test, y, y_test = products(digits)
-    projection, projected, _ = fit_projection(X, y, EQUAL, components=20, seed=0)
+    projection, projected, _ = fit_projection(X, y, EQUAL, groups=np.arange(len(y)), components=20, seed=0)
     assert projected.shape == (len(X), 30)
     np.testing.assert_allclose(projection.apply(X)[:, 10:], projected[:, 10:], rtol=1e-3, atol=1e-3)
     assert (projection.apply(X_test)[:, :10].argmax(axis=1) == y_test).mean() > 0.9

@@ -33,19 +33,19 @@ def test_parts_are_held_out_with_their_whole():
     generator = np.random.default_rng(0)
     sentences = [" ".join(generator.choice(list("abcdefghijklmnopqrstuvwxyz"), 12)) for _ in range(300)]
     phrases = [" ".join(sentence.split()[start : start + 6]) for sentence in sentences for start in (0, 3, 6)]
-    labels = np.array([sentence[0] < "n" for sentence in sentences]).astype(str)
+    codes = np.array([sentence[0] < "n" for sentence in sentences]).astype(int)
     wholes = find_wholes([*phrases, *sentences])
     assert wholes[:900].tolist() == [900 + number // 3 for number in range(900)]
-    fold = deal_folds(wholes, np.concatenate([labels.repeat(3), labels]), folds=3, seed=1)
+    fold = deal_folds(np.concatenate([codes.repeat(3), codes]), wholes, folds=3, seed=1)
     np.testing.assert_array_equal(fold[:900], fold[900:].repeat(3))
     assert np.bincount(fold).tolist() == [400, 400, 400]
     for held in range(3):
-        assert abs(np.mean(labels[fold[900:] == held] == "True") - np.mean(labels == "True")) < 0.02
+        assert abs(np.mean(codes[fold[900:] == held]) - np.mean(codes)) < 0.02
 
 
 def test_folds_of_unrelated_texts_differ_by_seed_alone():
-    labels = np.array(["x", "y"] * 50)
-    first, again, other = (deal_folds(np.arange(100), labels, folds=5, seed=seed) for seed in (0, 0, 1))
+    codes = np.array([0, 1] * 50)
+    first, again, other = (deal_folds(codes, np.arange(100), folds=5, seed=seed) for seed in (0, 0, 1))
     assert np.bincount(first).tolist() == [20] * 5
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
 from llmembed.errors import ClassifierError, UsageError
-from llmembed.heads import HEADS, hold_out, load_head, make_head, softmax
+from llmembed.heads import HEADS, load_head, make_head, softmax
 from llmembed.heads.learned import Cooccurrence, WeightedMean
 from llmembed.heads.mlp import _shuffled
 
@@ -153,13 +153,6 @@ def test_unknown_heads_parameters_and_folders_are_refused():
         make_head("mlp", depth=3)
     with pytest.raises(ClassifierError, match="no head in"):
         load_head(Path("nowhere"))
-
-
-def test_every_class_keeps_a_training_row():
-    codes = np.repeat(np.arange(4), [1, 2, 5, 100])
-    train, held = hold_out(codes, seed=0)
-    assert np.bincount(codes[train], minlength=4).tolist() == [1, 2, 4, 90]
-    assert sorted([*train, *held]) == list(range(len(codes)))
 
 
 def test_importing_the_heads_loads_no_learner():

@@ -28,11 +28,12 @@ HEADS = {
 }
 JSON_FILE = "head.json"
 ARRAYS_FILE = "head.safetensors"
-FORMAT = 1
+# Arrays that every head has in it.
+OFFSET, CLASS_WEIGHTS = "class_offset", "class_weights"
+FORMAT = 2
 # A value standardised over n rows is at most sqrt(n): the limit touches only values that training never saw, and keeps
 # squares and their sums finite in float32.
 LARGEST = 1e3
-VALIDATION_SHARE = 0.1
 # 128 MB in float32: what is in memory at a time of a matrix on disk.
 BLOCK_VALUES = 2**25
 
@@ -76,22 +77,29 @@ class Head(Protocol):
 
     Attributes:
         classes_: the labels [classes], sorted; column i of the probabilities belongs to `classes_[i]`.
+        class_weights_: how much the decision favours each class, float32 [classes]: 1 without a `class_weight`.
         notes_: what the fit chose by itself, as plain JSON values.
     """
 
     classes_: NDArray[Any]
+    class_weights_: Features
     notes_: dict[str, Any]
 
-    def fit(self, X: Rows, y: ArrayLike, *, validation: Validation | None = None) -> "Head":
-        """Fit on X [rows, features] and the labels y [rows]; `validation` (X, y) chooses, it is never trained on."""
+    def fit(
+        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
+    ) -> "Head":
+        """Fit on X [rows, features] and the labels y [rows]; `validation` (X, y) chooses, it is never trained on.
+
+        Rows of one of the `groups` [rows] are held out together, as copies of a text must be; without, each for itself.
+        """
         ...
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Give the most probable label of each row [rows]."""
+        """Give the label of each row [rows]: what `decide` says of its probabilities."""
         ...
 
     def predict_proba(self, X: ArrayLike) -> Features:
-        """Give the class probabilities, float32 [rows, classes]; each row sums to 1."""
+        """Give the class probabilities, float32 [rows, classes], whatever the class weights; each row sums to 1."""
         ...
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -136,8 +144,11 @@ def load_head(folder: Path) -> Head:
     return head
 
 
-def write_head(folder: Path, head: Head, arrays: dict[str, NDArray[Any]], **fitted: Any) -> None:
-    """Write `head.json` (parameters, classes, notes, the scalars in `fitted`) and `head.safetensors` (arrays)."""
+def write_head(folder: Path, head: Any, arrays: dict[str, NDArray[Any]], **fitted: Any) -> None:
+    """Write `head.json` (parameters, classes, notes, the scalars in `fitted`) and `head.safetensors` (arrays).
+
+    What every head has, such as its calibration, is written with them.
+    """
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,8 +162,9 @@ def write_head(folder: Path, head: Head, arrays: dict[str, NDArray[Any]], **fitt
         "params": params,
         "classes": head.classes_.tolist(),
         "notes": head.notes_,
-        "fitted": fitted,
+        "fitted": {**fitted, "features": head.n_features_in_, "sharpness": head.sharpness_},
     }
+    arrays = {**arrays, OFFSET: head.offset_, CLASS_WEIGHTS: head.class_weights_}
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS_FILE)
     # Parameters from a search over an array are NumPy's scalars.
     text = json.dumps(content, indent=2, default=np.generic.item)
@@ -177,7 +189,8 @@ def read_head(folder: Path, head_class: type) -> tuple[Any, dict[str, NDArray[An
         head.classes_ = np.asarray(content["classes"])
         head.notes_ = content["notes"]
         fitted = content["fitted"]
-        head.n_features_in_ = fitted["features"]
+        head.n_features_in_, head.sharpness_ = fitted["features"], fitted["sharpness"]
+        head.offset_, head.class_weights_ = arrays.pop(OFFSET), arrays.pop(CLASS_WEIGHTS)
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ClassifierError(f"The head in {folder} is damaged ({error}). Train the classifier again.") from error
     return head, arrays, fitted
@@ -248,18 +261,9 @@ def encode(y: ArrayLike, classes: NDArray[Any]) -> Codes:
     return np.where(classes[codes] == labels, codes, -1)
 
 
-def hold_out(codes: Codes, *, seed: int) -> tuple[Codes, Codes]:
-    """Split the rows into (training, validation): about 10 % of each class, and every class keeps a training row.
-
-    A class with fewer than 5 rows gives none away, so validation may lack classes, and be empty.
-    """
-    generator = np.random.default_rng(seed)
-    held = np.zeros(len(codes), dtype=bool)
-    for code in np.unique(codes):
-        rows = generator.permutation(np.flatnonzero(codes == code))
-        if len(rows) >= 5:
-            held[rows[: max(1, round(VALIDATION_SHARE * len(rows)))]] = True
-    return np.flatnonzero(~held), np.flatnonzero(held)
+def decide(probabilities: Features, class_weights: Features) -> Codes:
+    """Give the class of each row, int64 [rows]: the most probable one after each was multiplied by its weight."""
+    return np.asarray((probabilities * class_weights).argmax(axis=1), np.int64)
 
 
 def softmax(logits: NDArray[np.floating]) -> Features:
@@ -314,6 +318,11 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise ClassifierError(f"There is no head in {folder}: {JSON_FILE} is missing.") from error
     except ValueError as error:
         raise ClassifierError(f"{path} is not valid JSON ({error}). Train the classifier again.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "head" not in content:
-        raise ClassifierError(f"{path} is not a head of format {FORMAT}. Train the classifier again.")
+    if not isinstance(content, dict) or "head" not in content:
+        raise ClassifierError(f"{path} is not a head. Train the classifier again.")
+    if content.get("format") != FORMAT:
+        raise ClassifierError(
+            f"{path} has format {content.get('format')}; this llmembed reads format {FORMAT}, whose probabilities do "
+            "not depend on class weights. Train the classifier again."
+        )
     return content

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from llmembed.folds import deal_folds
 from llmembed.heads import Codes, Features, Matrix, fit_sharpness, log_loss
 from llmembed.heads.axes import Axes, find_axes
 from llmembed.heads.sweep import sum_rows
@@ -47,16 +48,22 @@ class Discriminant:
 
 
 def fit_discriminant(
-    X: Features | Matrix, codes: Codes, prior: Features, *, shrinkages: tuple[float, ...] = SHRINKAGES, seed: int
+    X: Features | Matrix,
+    codes: Codes,
+    prior: Features,
+    *,
+    groups: Codes,
+    shrinkages: tuple[float, ...] = SHRINKAGES,
+    seed: int,
 ) -> Discriminant:
     """Fit on X [rows, features], standardised, and codes [rows]; the out-of-fold loss chooses one of the shrinkages.
 
     A shrinkage is added to the diagonal of the covariance within classes, whose mean is at most 1. `prior` [classes]
-    multiplies the shares of the classes.
+    multiplies the shares of the classes. Rows of one of the `groups` [rows] are left out together.
     Hastie, Tibshirani, Friedman, Elements of Statistical Learning, eq. 4.10, with the covariance regularised by the
     shrinkage times the identity (section 4.3.1).
     """
-    fold = np.random.default_rng(seed).permutation(len(codes)) % FOLDS
+    fold = deal_folds(codes, groups, folds=FOLDS, seed=seed)
     axes = find_axes(X, seed=seed)
     search = _Search(X, codes, fold, axes, prior, shrinkages)
     judged = slice(None, None, -(-len(codes) // JUDGED_ROWS))

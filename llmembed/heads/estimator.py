@@ -15,21 +15,40 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from llmembed.errors import InputError
-from llmembed.heads import LARGEST, Codes, Features, Matrix, Rows, Validation, encode, softmax
+from llmembed.heads import (
+    LARGEST,
+    ClassWeight,
+    Codes,
+    Features,
+    Matrix,
+    Rows,
+    Validation,
+    decide,
+    encode,
+    softmax,
+    weigh_classes,
+)
+from llmembed.heads.calibration import calibrate
 
 
 class Estimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """A classifier whose probabilities are the softmax of its logits.
+    """A classifier whose probabilities are the softmax of its calibrated logits.
+
+    Probabilities state how often a class is right; class weights change the decision alone.
 
     Attributes:
         classes_: the labels [classes], sorted.
         n_features_in_: the number of features that it was fitted on.
-        sharpness_: the factor on the logits that calibrates the probabilities; 1 for logits that are calibrated.
+        sharpness_: the factor on the logits that calibrates the probabilities.
+        offset_: what is added to them, float32 [classes], so that classes are expected as often as they occur.
+        class_weights_: how much the decision favours each class, float32 [classes]: 1 without a `class_weight`.
     """
 
     classes_: NDArray[Any]
     n_features_in_: int
-    sharpness_ = 1.0
+    sharpness_: float
+    offset_: Features
+    class_weights_: Features
 
     def predict_proba(self, X: Rows) -> Features:
         """Give the class probabilities, float32 [rows, classes].
@@ -38,34 +57,55 @@ class Estimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit
             InputError: another number of features than in training, or NaN.
         """
         check_is_fitted(self)
-        return softmax(self.sharpness_ * self._logits(self._check_features(X)))
+        return softmax(self.sharpness_ * self._logits(self._check_features(X)) + self.offset_)
 
     def predict(self, X: Rows) -> NDArray[Any]:
-        """Give the most probable label of each row [rows]."""
-        codes = self.predict_proba(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[codes]
+        """Give the label of each row [rows]: the most probable one, or with class weights what they make of it."""
+        probabilities = self.predict_proba(X)
+        labels: NDArray[Any] = self.classes_[decide(probabilities, self.class_weights_)]
         return labels
+
+    def _calibrate(self, logits: Features, codes: Codes, training: Codes, class_weight: ClassWeight) -> None:
+        """Choose sharpness and offset by rows that were left out; `training` are the codes of those that were not.
+
+        The logits of a head that was fitted with weights decide as they are: by what the weights came to, which for
+        classes that are told apart easily is less than was asked for. On R52, `balanced` had 76 % macro-F1 so, and 68 %
+        where the probabilities were multiplied by the weights asked for.
+        """
+        counts = np.bincount(training, minlength=len(self.classes_)).clip(min=1)
+        weights = weigh_classes(class_weight, training, self.classes_)
+        found = calibrate(logits, codes, np.asarray(counts / counts.sum(), np.float32), weights)
+        self.sharpness_, self.offset_ = found.sharpness, found.offset
+        favoured = np.exp(-self.offset_) if class_weight is not None else np.ones_like(self.offset_)
+        self.class_weights_ = np.asarray(favoured / favoured.mean(), np.float32)
 
     def _logits(self, features: Features | Matrix) -> Features:
         raise NotImplementedError
 
-    def _check_training(self, X: Rows, y: ArrayLike) -> tuple[Features | Matrix, Codes]:
-        """Give the features and the codes of the labels, and take note of the classes.
+    def _check_training(
+        self, X: Rows, y: ArrayLike, groups: ArrayLike | None
+    ) -> tuple[Features | Matrix, Codes, Codes]:
+        """Give the features, the codes of the labels and the groups of the rows, and take note of the classes.
 
         Raises:
-            InputError: as `_check_features`; or y is no column of labels, as long as X, with two classes or more.
+            InputError: as `_check_features`; or y is no column of labels, as long as X, with two classes or more; or
+                the groups are no column of that length.
         """
         with _input_errors():
             labels = validate_data(self, y=y)
             check_classification_targets(labels)
             check_consistent_length(X, labels)
+            own = np.arange(len(labels))
+            if groups is not None:
+                check_consistent_length(X, groups)
+                own = np.unique(column_or_1d(groups), return_inverse=True)[1]
         features = self._check_features(X, reset=True)
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise InputError(
                 f"All {len(labels):,} training rows are of one class, {self.classes_.tolist()}; expected two or more."
             )
-        return features, encode(labels, self.classes_)
+        return features, encode(labels, self.classes_), own
 
     def _check_validation(self, validation: Validation) -> tuple[Features | Matrix, Codes]:
         """Give the features and the codes of the labels, -1 for a label that no training row has.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmembed.errors import ClassifierError
+from llmembed.folds import hold_out
 from llmembed.heads import (
     ClassWeight,
     Codes,
@@ -20,8 +21,6 @@ from llmembed.heads import (
     Matrix,
     Rows,
     Validation,
-    fit_sharpness,
-    hold_out,
     read_head,
     select_rows,
     weigh_classes,
@@ -74,17 +73,21 @@ class GBDTHead(Estimator):
         self.class_weight = class_weight
         self.seed = seed
 
-    def fit(self, X: Rows, y: ArrayLike, *, validation: Validation | None = None) -> Self:
+    def fit(
+        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Fit on X [rows, features] and labels y [rows]; without `validation`, a tenth of the rows is held out for it.
+
+        Rows of one of the `groups` [rows] are held out together, as copies of a text must be.
 
         Raises:
             InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features, codes = self._check_training(X, y)
+        features, codes, groups = self._check_training(X, y, groups)
         if validation is None:
-            train, held = hold_out(codes, seed=self.seed)
+            train, held = hold_out(codes, groups, seed=self.seed)
             X_val, val_codes = select_rows(features, held), codes[held]
-            features, codes = select_rows(features, train), codes[train]
+            features, codes, groups = select_rows(features, train), codes[train], groups[train]
         else:
             X_val, val_codes = self._check_validation(validation)
         self.projection_: Projection | None = None
@@ -93,14 +96,14 @@ class GBDTHead(Estimator):
         if self.notes_["projected"]:
             prior = weigh_classes(self.class_weight, codes, self.classes_)
             self.projection_, inputs, notes = fit_projection(
-                features, codes, prior, components=self.components, seed=self.seed
+                features, codes, prior, groups=groups, components=self.components, seed=self.seed
             )
             start = inputs[:, : len(self.classes_)]
             self.notes_ |= notes
         else:
             inputs = features[:]
         self._boost(inputs, start, codes, X_val, val_codes)
-        self.sharpness_ = fit_sharpness(self._logits(X_val), val_codes)
+        self._calibrate(self._logits(X_val), val_codes, codes, self.class_weight)
         return self
 
     def _boost(
@@ -165,7 +168,7 @@ class GBDTHead(Estimator):
         arrays: dict[str, NDArray[Any]] = {}
         if self.projection_ is not None:
             arrays = {"projection": self.projection_.weight, "offset": self.projection_.offset}
-        write_head(folder, self, arrays, features=self.n_features_in_, sharpness=self.sharpness_)
+        write_head(folder, self, arrays)
         (folder / TREES_FILE).write_text(self.booster_.model_to_string(), encoding="utf-8")
 
     @classmethod
@@ -176,9 +179,8 @@ class GBDTHead(Estimator):
             ClassifierError: a file is missing or damaged.
         """
         head: Self
-        head, arrays, fitted = read_head(folder, cls)
+        head, arrays, _ = read_head(folder, cls)
         head.projection_ = Projection(arrays["projection"], arrays["offset"]) if arrays else None
-        head.sharpness_ = fitted["sharpness"]
         try:
             head.booster_ = lightgbm.Booster(model_str=(folder / TREES_FILE).read_text(encoding="utf-8"))
         except (OSError, lightgbm.basic.LightGBMError) as error:

@@ -20,8 +20,8 @@ class LDAHead(Estimator):
 
     Args:
         shrinkages: what may be added to the diagonal of the covariance of standardised features.
-        class_weight: None takes the shares of the classes as prior probabilities, `balanced` equal ones, `sqrt` the
-            roots of the shares, a dict the shares times what it has for the label.
+        class_weight: what the decision takes for prior probabilities: the shares of the classes (None), equal ones
+            (`balanced`), the roots of the shares (`sqrt`), or, with a dict, the shares times what it has for the label.
         seed: fixes the folds, and the rows that estimate the principal axes.
     """
 
@@ -36,16 +36,21 @@ class LDAHead(Estimator):
         self.class_weight = class_weight
         self.seed = seed
 
-    def fit(self, X: Rows, y: ArrayLike, *, validation: Validation | None = None) -> Self:
+    def fit(
+        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Fit on X [rows, features] and labels y [rows]; `validation` is not needed, every row is left out once.
+
+        Rows of one of the `groups` [rows] are left out together, as copies of a text must be.
 
         Raises:
             InputError: X or y cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features, codes = self._check_training(X, y)
+        features, codes, groups = self._check_training(X, y, groups)
         prior = weigh_classes(self.class_weight, codes, self.classes_)
-        fitted = fit_discriminant(features, codes, prior, shrinkages=self.shrinkages, seed=self.seed)
+        fitted = fit_discriminant(features, codes, prior, groups=groups, shrinkages=self.shrinkages, seed=self.seed)
         self.weight_, self.bias_ = fitted.weight, fitted.bias
+        self._calibrate(fitted.logits, codes, codes, self.class_weight)
         self.notes_: dict[str, Any] = {**fitted.notes, "validation_rows": len(features)}
         return self
 
@@ -54,7 +59,7 @@ class LDAHead(Estimator):
 
     def save(self, folder: Path) -> None:
         """Write `head.json` and `head.safetensors` into `folder`."""
-        write_head(folder, self, {"weight": self.weight_, "bias": self.bias_}, features=self.n_features_in_)
+        write_head(folder, self, {"weight": self.weight_, "bias": self.bias_})
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
+from llmembed.folds import hold_out
 from llmembed.heads import (
     ClassWeight,
     Codes,
@@ -20,8 +21,6 @@ from llmembed.heads import (
     Matrix,
     Rows,
     Validation,
-    fit_sharpness,
-    hold_out,
     log_loss,
     read_head,
     select_rows,
@@ -72,17 +71,20 @@ class LogisticHead(Estimator):
         self.class_weight = class_weight
         self.seed = seed
 
-    def fit(self, X: Rows, y: ArrayLike, *, validation: Validation | None = None) -> Self:
+    def fit(
+        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Fit on X [rows, features] and labels y [rows].
 
-        Without `validation`, a tenth of the rows chooses the penalty; then all rows are fitted with it.
+        Without `validation`, a tenth of the rows chooses the penalty; then all rows are fitted with it. Rows of one of
+        the `groups` [rows] are held out together, as copies of a text must be.
 
         Raises:
             InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features, codes = self._check_training(X, y)
+        features, codes, groups = self._check_training(X, y, groups)
         class_weights = weigh_classes(self.class_weight, codes, self.classes_)
-        held = hold_out(codes, seed=self.seed)[1] if validation is None else np.zeros(0, np.int64)
+        held = hold_out(codes, groups, seed=self.seed)[1] if validation is None else np.zeros(0, np.int64)
         X_val, val_codes = select_rows(features, held), codes[held]
         if validation is not None:
             X_val, val_codes = self._check_validation(validation)
@@ -90,7 +92,7 @@ class LogisticHead(Estimator):
         projection = None
         if self.notes_["projected"]:
             projection, features, notes = fit_projection(
-                features, codes, class_weights, components=self.components, seed=self.seed
+                features, codes, class_weights, groups=groups, components=self.components, seed=self.seed
             )
             X_val = features[held] if validation is None else projection.apply(X_val)
             self.notes_ |= notes
@@ -117,12 +119,12 @@ class LogisticHead(Estimator):
         fitted = weights.copy()
         # Left out by weight: to copy the other rows would double the memory.
         fitted[held] = 0
-        chosen = self._choose(_Problem(features, codes, fitted, len(self.classes_), axes), X_val, val_codes)
+        chosen = self._choose(_Problem(features, codes, fitted, len(self.classes_), axes), codes, X_val, val_codes)
         problem = _Problem(features, codes, weights, len(self.classes_), axes)
         return problem.solve(chosen, self.max_iterations, self.tolerance)
 
-    def _choose(self, problem: "_Problem", X_val: Features | Matrix, val_codes: Codes) -> "_Solution":
-        """Give the solution with the least validation loss; note which, and how sharp its logits should be.
+    def _choose(self, problem: "_Problem", codes: Codes, X_val: Features | Matrix, val_codes: Codes) -> "_Solution":
+        """Give the solution with the least validation loss; note which, and what calibrates its logits.
 
         With no row to judge by, the weakest penalty is taken.
         """
@@ -136,7 +138,7 @@ class LogisticHead(Estimator):
             if loss >= least:
                 break
             best, least = solution, loss
-            self.sharpness_ = fit_sharpness(logits, val_codes)
+            self._calibrate(logits, val_codes, codes, self.class_weight)
         self.notes_ |= {"inverse_penalty": best.inverse_penalty, "validation_rows": len(val_codes)}
         return best
 
@@ -146,7 +148,7 @@ class LogisticHead(Estimator):
     def save(self, folder: Path) -> None:
         """Write `head.json` and `head.safetensors` into `folder`."""
         arrays = {"weight": self.weight_, "bias": self.bias_}
-        write_head(folder, self, arrays, features=self.n_features_in_, sharpness=self.sharpness_)
+        write_head(folder, self, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -156,11 +158,10 @@ class LogisticHead(Estimator):
             ClassifierError: a file is missing or damaged.
         """
         head: Self
-        head, arrays, fitted = read_head(folder, cls)
+        head, arrays, _ = read_head(folder, cls)
         # JSON has no tuples; equal parameters must stay equal.
         head.inverse_penalties = tuple(head.inverse_penalties)
         head.weight_, head.bias_ = arrays["weight"], arrays["bias"]
-        head.sharpness_ = fitted["sharpness"]
         return head
 
 

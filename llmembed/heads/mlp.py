@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from llmembed.errors import InputError
+from llmembed.folds import hold_out
 from llmembed.fusion import Layout
 from llmembed.heads import (
     BLOCK_VALUES,
@@ -26,8 +27,6 @@ from llmembed.heads import (
     Matrix,
     Rows,
     Validation,
-    fit_sharpness,
-    hold_out,
     read_ahead,
     read_head,
     row_blocks,
@@ -101,16 +100,20 @@ class MLPHead(Estimator):
         self.device = device
         self.seed = seed
 
-    def fit(self, X: Rows, y: ArrayLike, *, validation: Validation | None = None) -> Self:
+    def fit(
+        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Fit on X [rows, features] and labels y [rows]; `validation` calibrates the probabilities.
+
+        Rows of one of the `groups` [rows] are held out together, as copies of a text must be.
 
         Raises:
             InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
-        features, codes = self._check_training(X, y)
+        features, codes, groups = self._check_training(X, y, groups)
         held = np.zeros(len(codes), dtype=bool)
         if validation is None:
-            held[hold_out(codes, seed=self.seed)[1]] = self.calibrate
+            held[hold_out(codes, groups, seed=self.seed)[1]] = self.calibrate
             X_val, val_codes = select_rows(features, np.flatnonzero(held)), codes[held]
         else:
             X_val, val_codes = self._check_validation(validation)
@@ -122,7 +125,7 @@ class MLPHead(Estimator):
             torch.manual_seed(self.seed)
             self._train(features, codes, held)
             logits = self._logits(X_val, members=1 if validation is None else None)
-        self.sharpness_ = fit_sharpness(logits, val_codes)
+        self._calibrate(logits, val_codes, codes, self.class_weight)
         self.notes_["validation_rows"] = len(val_codes)
         return self
 
@@ -192,7 +195,7 @@ class MLPHead(Estimator):
     def save(self, folder: Path) -> None:
         """Write `head.json` and `head.safetensors` into `folder`."""
         arrays = {name: tensor.numpy() for name, tensor in self.network_.state_dict().items()}
-        write_head(folder, self, arrays, features=self.n_features_in_, sharpness=self.sharpness_)
+        write_head(folder, self, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -202,11 +205,10 @@ class MLPHead(Estimator):
             ClassifierError: a file is missing or damaged.
         """
         head: Self
-        head, arrays, fitted = read_head(folder, cls)
+        head, arrays, _ = read_head(folder, cls)
         # JSON has no tuples; equal parameters must stay equal.
         head.hidden = tuple(head.hidden)
         head.layout = tuple((layers, dim) for layers, dim in head.layout)
-        head.sharpness_ = fitted["sharpness"]
         members = {int(name.partition(".")[0]) for name in arrays}
         head.network_ = nn.ModuleList(head._member() for _ in members)
         head.network_.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})

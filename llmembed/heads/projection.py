@@ -32,9 +32,11 @@ class Projection:
 
 
 def fit_projection(
-    X: Features | Matrix, codes: Codes, prior: Features, *, components: int, seed: int
+    X: Features | Matrix, codes: Codes, prior: Features, *, groups: Codes, components: int, seed: int
 ) -> tuple[Projection, Features, dict[str, Any]]:
     """Fit on X [rows, features] and codes [rows]; `prior` [classes] multiplies the shares of the classes.
+
+    Rows of one of the `groups` [rows] are left out together.
 
     Of rows on disk it is kept, so that other trees or penalties begin at once.
 
@@ -44,7 +46,7 @@ def fit_projection(
     """
 
     def make() -> Kept:
-        fitted = fit_discriminant(X, codes, prior, seed=seed)
+        fitted = fit_discriminant(X, codes, prior, groups=groups, seed=seed)
         axes = fitted.axes.vectors[:, :components]
         arrays = {
             "weight": np.hstack([fitted.weight, axes]),
@@ -56,6 +58,7 @@ def fit_projection(
     what = {
         "projection": {"components": components, "prior": prior.tolist(), "seed": seed},
         "codes": sha256(codes.astype("<i8").tobytes()).hexdigest(),
+        "groups": sha256(groups.astype("<i8").tobytes()).hexdigest(),
     }
     kept = make() if isinstance(X, np.ndarray) else X.keep(what, make)
     notes = {**kept.notes, "projection_kept": kept.recalled}

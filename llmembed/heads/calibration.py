@@ -1,0 +1,66 @@
+"""Calibration: logits of rows that a fit left out -> what makes the logits of a head state true probabilities.
+
+Rows that count by their class make a head expect rare classes too often, by how much depends on how far it was fitted:
+the weights are hardly seen in the logits of classes that are told apart easily (Byrd & Lipton 2019). So beside the
+temperature (Guo et al. 2017, section 4.2) the rows left out choose a power of the shares of the classes, and one of
+their weights. Knows no features and no labels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from llmembed.heads import Codes, Features, softmax
+
+# Powers are drawn to what theory says as if by one row left out, so that a few rows do not choose extreme ones.
+PULL = 1.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """softmax(sharpness * logits + offset) are probabilities.
+
+    Attributes:
+        sharpness: one over the temperature.
+        offset: float32 [classes]. exp(-offset) is how much more than its true share the fit made each class count.
+    """
+
+    sharpness: float
+    offset: Features
+
+
+def calibrate(logits: NDArray[np.floating], codes: Codes, shares: Features, class_weights: Features) -> Calibration:
+    """Choose sharpness and offset by the cross-entropy of rows that were left out: logits [rows, classes], their codes.
+
+    `shares` and `class_weights` [classes] are those of the training rows. Rows of unknown class (-1) do not count. With
+    no row to judge by, the logits are taken for those of the weighted classes.
+    """
+    known = np.flatnonzero(codes >= 0)
+    directions = np.log(np.stack([shares, class_weights]).astype(np.float64))
+    theory = np.array([0.0, -1.0])
+    if not len(known):
+        return Calibration(1.0, np.asarray(theory @ directions, np.float32))
+    z, true = np.asarray(logits, np.float64)[known], codes[known]
+    # In units of their size, so that one step of the search suits all three.
+    unit = max(float(z.std()), 1e-12)
+    # Platt 1999, section 2.2: rows left out without an error would else ask for an infinite sharpness.
+    smoothing = 1 / (len(known) + 2)
+    target = (1 - smoothing) * z[np.arange(len(known)), true] + smoothing * z.mean(axis=1)
+    wanted = np.array([target.mean() / unit, *directions[:, true].mean(axis=1)])
+    pull = PULL / len(known)
+
+    def loss_and_slope(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        scores = point[0] / unit * z + point[1:] @ directions
+        highest = scores.max(axis=1)
+        normaliser = highest + np.log(np.exp(scores - highest[:, None]).sum(axis=1))
+        probabilities = softmax(scores).astype(np.float64)
+        expected = np.array([(probabilities * z).sum(axis=1).mean() / unit, *directions @ probabilities.mean(axis=0)])
+        away = point[1:] - theory
+        loss = normaliser.mean() - point @ wanted + pull / 2 * away @ away
+        return float(loss), expected - wanted + pull * np.array([0.0, *away])
+
+    bounds = [(1e-2 * unit, 1e2 * unit), (None, None), (None, None)]
+    found = minimize(loss_and_slope, [unit, *theory], jac=True, method="L-BFGS-B", bounds=bounds).x
+    return Calibration(float(found[0] / unit), np.asarray(found[1:] @ directions, np.float32))
