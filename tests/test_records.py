@@ -124,7 +124,7 @@ def test_a_spec_that_is_lost_beside_whole_shards_comes_back(content, filled):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CacheError, match=r"spec\.json is (missing|damaged).*run `llmembed extract films --backb"):
-        Cache.open(cache.folder)
+        Cache.latest(cache.folder.parent.parent)
     assert Cache.at(cache.folder.parent.parent, "films", "toy", TOY).prepare() == 0
     assert path.read_bytes() == before and len(shard_files(cache)) == 3
 
@@ -161,8 +161,9 @@ def test_a_damaged_extraction_record_is_named_and_an_extraction_deletes_it(conte
     (whole,) = cache.folder.glob("extractions/*")
     (record := whole.with_name(f"9{whole.name[1:]}")).write_bytes(content)
     message = rf"extractions/{record.name} is damaged .*Run `llmembed extract films --limit 9 --cache .*` to write"
-    with pytest.raises(CacheError, match=message):
-        cache.last_extraction()
+    for use in (cache.last_extraction, lambda: Cache.latest(cache.folder.parent.parent, "films")):
+        with pytest.raises(CacheError, match=message):
+            use()
     assert cache.prepare() == 0 and not record.exists()
     assert Cache.latest(cache.folder.parent.parent).last_extraction()["dataset"] == ["films", "--limit", "9"]
 

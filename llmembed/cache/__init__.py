@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmembed.backbones import BackboneSpec
-from llmembed.cache import records, repair
+from llmembed.cache import catalog, records, repair
 from llmembed.cache.commits import FOLDER as COMMITS
 from llmembed.cache.commits import Commit, Shard, find_faults, open_shards, read_records, shard_id
 from llmembed.cache.kept import Kept, keep
@@ -89,23 +89,33 @@ class Cache:
         """Open the cache that was extracted last: of all, of a data set, or of a data set by a backbone.
 
         `backbone` is what named it to `extract`, or the name of the cache's folder; `words` name the data set on a
-        command line.
+        command line. Names alone decide; a damaged cache is in the way only of what would have been taken from it.
 
         Raises:
-            CacheError: there is none.
+            CacheError: there is none, or it is damaged, with the command that mends it.
         """
-        folders = [path.parent for path in root.glob("*/*/spec.json")]
-        caches = [cls.open(folder, words) for folder in folders if dataset in (None, folder.parent.name)]
-        caches = [cache for cache in caches if backbone is None or cache._is_by(backbone)]
-        if not caches:
-            what = f"embeddings of {dataset}" if dataset else "embeddings"
-            option = ["--backbone", backbone] if backbone else []
-            command = extract_command(root, words or [dataset or "DATASET"], option)
-            raise CacheError(
-                f"There are no {what}{f' by {backbone}' if backbone else ''} in {root}. Run {command} first."
-            )
-        # Extraction records are named by time; a cache whose extraction never finished comes last.
-        return max(caches, key=lambda cache: max(records.list_extractions(cache._store), default=""))
+        damaged: tuple[str, CacheError] | None = None
+        for folder, newest in catalog.list_caches(root, dataset):
+            try:
+                cache = cls.open(folder, words)
+                if backbone is not None and not cache._is_by(backbone):
+                    continue
+                cache.last_extraction()
+            except CacheError as error:
+                if damaged is None and (backbone is None or catalog.may_be_by(folder, backbone)):
+                    damaged = newest, error
+                continue
+            if damaged is None or damaged[0] == newest:
+                return cache
+            hint = f" Or name a whole one, with --backbone {cache.backbone}." if dataset and backbone is None else ""
+            raise CacheError(f"{damaged[1]}{hint}")
+        if damaged is not None:
+            raise damaged[1]
+        what = f"embeddings of {dataset}" if dataset else "embeddings"
+        by = f" by {backbone}" if backbone else ""
+        option = ["--backbone", backbone] if backbone else []
+        command = extract_command(root, words or [dataset or "DATASET"], option)
+        raise CacheError(f"There are no {what}{by} in {root}. Run {command} first.")
 
     @cached_property
     def commits(self) -> list[Commit]:
