@@ -133,6 +133,7 @@ def test_a_spec_that_is_lost_beside_whole_shards_comes_back(content, filled):
 def test_foreign_files_and_folders_in_a_cache_are_left_alone(make, filled):
     cache, rows = filled
     cache.keep({"a": 1}, lambda: Kept({"ones": np.ones(3)}))
+    cache.write_kept()
     cache.record_extraction({"dataset": ["films"]})
     foreign = [cache.folder / folder / "zz foreign" for folder in (".", "commits", "shards", "kept", "extractions")]
     for path in foreign:

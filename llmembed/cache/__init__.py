@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from llmembed.backbones import BackboneSpec
-from llmembed.cache import catalog, records, repair
+from llmembed.cache import catalog, kept, records, repair
 from llmembed.cache.commits import FOLDER as COMMITS
 from llmembed.cache.commits import Commit, Shard, find_faults, open_shards, read_records, shard_id
-from llmembed.cache.kept import Kept, keep
+from llmembed.cache.kept import Kept
 from llmembed.cache.opening import is_claimed, open_spec
 from llmembed.cache.remedy import extract_command, mend_command, recorded
 from llmembed.cache.shard import Rows
@@ -59,6 +59,7 @@ class Cache:
         self.backbone = folder.name.rpartition("-")[0]
         self._store = LocalStore(folder)
         self._words: Sequence[str] = ()
+        self._unwritten: dict[str, Kept] = {}
 
     @classmethod
     def at(cls, root: Path, dataset: str, backbone: str, spec: BackboneSpec) -> "Cache":
@@ -221,8 +222,22 @@ class Cache:
         return {"fingerprint": self.spec.fingerprint, "layers": list(layers), "rows": digest.hexdigest()}
 
     def keep(self, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
-        """Give arrays that were computed from rows of this cache before, or make and keep them (`cache.kept`)."""
-        return keep(self._store, what, make)
+        """Give arrays that were computed from rows of this cache before, or make them; `write_kept` keeps those."""
+        identity = kept.identify(what)
+        found = self._unwritten.get(identity) or kept.recall(self._store, identity)
+        if found is None:
+            found = self._unwritten[identity] = make()
+        return found
+
+    def write_kept(self) -> None:
+        """Keep for later runs what was made in this one, once the rows that it was made from are verified."""
+        for identity, made in self._unwritten.items():
+            kept.write(self._store, identity, made)
+        self._unwritten.clear()
+
+    def forget_kept(self) -> None:
+        """Keep nothing of what was made from rows that are damaged."""
+        self._unwritten.clear()
 
     def layer_views(self, layer: int) -> list[np.ndarray]:
         """Map one layer of every shard, [rows, dim] each in the dtype on disk, without reading it."""
@@ -261,6 +276,14 @@ class Cache:
         """
         opened = self._shards if shards is None else [self._shards[number] for number in shards]
         self._refuse([shard.commit.path for shard in opened], find_faults(opened))
+
+    def verify_again(self, shards: Sequence[int]) -> None:
+        """Do what `verify` does with those shards whose files somebody has written to since they were opened.
+
+        Raises:
+            CacheError: as `verify`.
+        """
+        self.verify([number for number in shards if self._shards[number].changed()])
 
     def prepare(self) -> int:
         """Make the folder ready for writing: take out what is damaged, delete what dead writers left.
