@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from llmembed.cache import Cache
 from llmembed.cache.store import LocalStore
@@ -31,6 +31,7 @@ from llmembed.features import Source, fit_scalers, open_sources
 from llmembed.folds import deal_folds, find_wholes
 from llmembed.fusion import LEARNED, Fusion, fused_layers
 from llmembed.heads import HEADS, decide
+from llmembed.identity import seal, unseal
 from llmembed.labels import index_labels, index_options
 from llmembed.parent import die_with_parent
 from llmembed.train import (
@@ -248,18 +249,24 @@ class _Results:
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
         self._store = LocalStore(folder)
+        self._store.sweep(".")
         versions = {name: version(name) for name in VERSIONS}
         self._context = {"format": FORMAT, "dataset": dataset_digest(dataset), "versions": versions}
 
     def read(self, trial: Trial) -> Result | None:
+        name = self.name(trial)
         try:
-            return Result.model_validate_json(self._store.read(self.name(trial)))
-        except (FileNotFoundError, ValidationError):
+            record = unseal(self._store.read(name))
+            # As JSON, from which tuples come back.
+            return Result.model_validate_json(json.dumps(record["result"])) if record["name"] == name else None
+        except (FileNotFoundError, KeyError, ValueError):
             # Damaged counts as missing: it is made again.
             return None
 
     def write(self, result: Result) -> None:
-        self._store.put(self.name(result.trial), result.model_dump_json().encode())
+        # Another comparison may write the same result; either one is whole.
+        name = self.name(result.trial)
+        self._store.replace(name, seal({"name": name, "result": result.model_dump(mode="json")}))
 
     def name(self, trial: Trial) -> str:
         """Name the file of a trial."""

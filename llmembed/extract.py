@@ -219,6 +219,7 @@ def extract(
     Raises:
         UsageError: resources that exclude each other or are not there.
         BackboneError: the model cannot be loaded, or gave a value that must not be stored; its shard does not count.
+        CacheError: the cache cannot be written to or is full, or texts are missing from it in the end.
     """
     start = time.perf_counter()
     gpus = resources.in_use(visible_gpus())
@@ -227,7 +228,8 @@ def extract(
     tally = _embed_missing(plan, resources, on_progress, on_loss)
     after = energy(gpus)
     done, on_gpu = tally.done, tally.engine.get("device", "cpu") != "cpu"
-    located = plan.cache.locate([text_key(text) for text in plan.dataset.texts()])
+    # Nothing is called done before every text is there: another process may have taken a shard out.
+    located = plan.cache.find_all([text_key(text) for text in plan.dataset.texts()], plan.dataset.words)
     report = Extraction(
         rows=len(plan.dataset.table),
         embedded=done.done,

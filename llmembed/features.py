@@ -127,6 +127,8 @@ def find_rows(sources: Sequence[Source], texts: Sequence[str], words: Sequence[s
 def verified(sources: Sequence[Source], rows: Rows) -> Iterator[None]:
     """Check the shards that hold the rows while the body works on them: to hash 4.9 GB takes seconds.
 
+    What the body computed to be kept is written only then: from damaged shards it would outlive their repair.
+
     Raises:
         CacheError: when the body has ended, even by another error: a shard is missing or damaged.
     """
@@ -135,12 +137,25 @@ def verified(sources: Sequence[Source], rows: Rows) -> Iterator[None]:
         try:
             yield
         finally:
-            verification.result()
+            try:
+                verification.result()
+                _verify_again(sources, rows)
+            except BaseException:
+                for source in sources:
+                    source.cache.forget_kept()
+                raise
+            for source in sources:
+                source.cache.write_kept()
 
 
 def _verify(sources: Sequence[Source], rows: Rows) -> None:
     for source, located in zip(sources, rows.located, strict=True):
         source.cache.verify(np.unique(located.shard).tolist())
+
+
+def _verify_again(sources: Sequence[Source], rows: Rows) -> None:
+    for source, located in zip(sources, rows.located, strict=True):
+        source.cache.verify_again(np.unique(located.shard).tolist())
 
 
 def read_embeddings(sources: Sequence[Source], rows: Rows) -> list[np.ndarray]:
@@ -149,7 +164,7 @@ def read_embeddings(sources: Sequence[Source], rows: Rows) -> list[np.ndarray]:
 
 
 def keep_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
-    """Do what `fit_scalers` does, once: the statistics are kept beside each cache."""
+    """Do what `fit_scalers` does, once: in a body of `verified` the statistics are kept beside each cache."""
     scalers = []
     for source, located in zip(sources, rows.located, strict=True):
 
@@ -208,7 +223,7 @@ class Features:
         return Features(self._sources, self._rows.take(chosen), self._scalers, self._fusion)
 
     def keep(self, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
-        """Give arrays that were computed from this matrix before, or make and keep them beside the first cache."""
+        """Give arrays that were computed from this matrix before, or make them; `verified` keeps them."""
         return self._sources[0].cache.keep({**what, "features": self._identity()}, make)
 
     def _identity(self) -> dict[str, Any]:

@@ -13,8 +13,11 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from toy_cache import fill
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+from llmembed.cache import Cache
+from llmembed.cache.shard import Rows
 from llmembed.dataset import Dataset, load_dataset
 from llmembed.extract import extract, plan_extraction
 from llmembed.identity import text_key
@@ -108,3 +111,9 @@ def pydocs_cache(tmp_path_factory: pytest.TempPathFactory, pydocs: Dataset) -> P
     root = tmp_path_factory.mktemp("cache")
     extract(plan_extraction(pydocs, root=root))
     return root
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> tuple[Cache, Rows]:
+    """Give a cache of three shards of unequal size, and what they hold in one piece."""
+    return fill(tmp_path)

@@ -1,14 +1,9 @@
-"""The cache: the same bits back by key, one commit per shard, and damage that never passes for embeddings.
-
-The arrays are random bits of the stored dtype, NaN and subnormals included: the cache must not care.
-"""
+"""The cache: the same bits back by key, and one commit per shard."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -17,73 +12,16 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from toy_cache import ENGINE, TOY, assert_same_bits, flip_byte, made_up, new_cache, read, shard_files
 
 from llmembed.backbones import BackboneSpec
-from llmembed.cache import ORPHAN_SECONDS, Cache
-from llmembed.cache.shard import FORMAT, Rows
+from llmembed.cache import Cache
+from llmembed.cache.shard import Rows
 from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
 from llmembed.identity import text_key
 
 README = Path(__file__).parent.parent / "cache" / "README.md"
-TOY = BackboneSpec(
-    model="org/toy", weights="w", tokenizer="t", depth=5, layers=(1, 3, 4), dim=6, pooling="mean", max_length=16
-)
-ENGINE = {"engine": "toy"}
-
-
-def made_up(texts, spec=TOY, seed=0):
-    """Make rows for texts, [texts, layers, dim] of random bits."""
-    draw = np.random.default_rng(seed)
-    shape = (len(texts), len(spec.layers), spec.dim)
-    bits = np.dtype(spec.dtype).itemsize
-    return Rows(
-        keys=[text_key(text) for text in texts],
-        tokens=draw.integers(1, spec.max_length, len(texts), dtype=np.int32),
-        truncated=draw.random(len(texts)) < 0.3,
-        embeddings=draw.integers(0, 2 ** (8 * bits), shape, dtype=f"u{bits}").view(spec.dtype),
-    )
-
-
-def new_cache(root, dataset="films", backbone="toy", spec=TOY):
-    cache = Cache.at(root, dataset, backbone, spec)
-    cache.prepare()
-    cache.claim()
-    return cache
-
-
-def read(cache, keys, layers):
-    """Read keys in the order given, [keys, layers, dim]."""
-    return cache.read(cache.locate(keys), layers)
-
-
-def assert_same_bits(values, expected):
-    assert values.dtype == expected.dtype
-    np.testing.assert_array_equal(values.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8))
-
-
-def shard_files(cache):
-    return sorted(cache.folder.glob("shards/*.parquet"))
-
-
-def flip_byte(path, values):
-    """Flip one byte in the middle of the given values of a shard."""
-    content, needle = bytearray(path.read_bytes()), np.ascontiguousarray(values).tobytes()
-    content[content.index(needle) + len(needle) // 2] ^= 0x01
-    path.write_bytes(content)
-
-
-@pytest.fixture
-def filled(tmp_path):
-    """A cache of three shards of unequal size, and what they hold in one piece."""
-    cache = new_cache(tmp_path)
-    parts = [made_up([f"text {part}/{i}" for i in range(20 + part)], seed=part) for part in range(3)]
-    assert [cache.write_shard(part, ENGINE) for part in parts] == [True] * 3
-    keys = [key for part in parts for key in part.keys]
-    columns = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "truncated", "embeddings")
-    )
-    return cache, Rows(keys, *columns)
 
 
 @pytest.mark.parametrize("layers", [(1, 3, 4), (4,), (3, 1), (4, 4)])
@@ -319,75 +257,6 @@ def test_a_text_in_two_shards_counts_where_the_first_commit_has_it(tmp_path):
     assert_same_bits(read(Cache.open(cache.folder), [text_key("shared")], TOY.layers), expected)
 
 
-@pytest.mark.parametrize("left", [0, 1, 100, -1])
-def test_a_truncated_shard_is_refused_when_it_is_opened(left, filled):
-    cache, rows = filled
-    path = shard_files(cache)[1]
-    path.write_bytes(path.read_bytes()[:left])
-    remedy = r"1 of 3 shards .* damaged .* its commit says .*`llmembed extract films --backbone org/toy .*--cache .*`"
-    with pytest.raises(CacheError, match=remedy):
-        Cache.open(cache.folder).locate(rows.keys)
-    with pytest.raises(CacheError, match=remedy):
-        Cache.open(cache.folder).layer_views(1)
-
-
-def test_the_remedy_repeats_the_words_of_the_last_extraction(filled):
-    cache, rows = filled
-    cache.record_extraction({"dataset": ["my films.csv", "--limit", "9"], "options": ["--pooling", "max"]})
-    shard_files(cache)[0].unlink()
-    with pytest.raises(
-        CacheError, match=r"is missing\)\. Run `llmembed extract 'my films\.csv' --limit 9 --pooling max --cache .*`"
-    ):
-        Cache.open(cache.folder).locate(rows.keys)
-
-
-def test_a_shard_of_zeros_is_refused_as_damaged(filled):
-    cache, rows = filled
-    path = shard_files(cache)[1]
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(CacheError):
-        Cache.open(cache.folder).locate_all(rows.keys, ["films"])
-
-
-def test_a_flipped_byte_is_found_and_its_rows_are_dropped_alone(filled):
-    cache, rows = filled
-    hit = next(path for path in shard_files(cache) if rows.keys[0] in pq.read_table(path)["key"].to_pylist())
-    flip_byte(hit, rows.embeddings[:20, 1])
-    opened = Cache.open(cache.folder)
-    for check in (opened.verify, lambda: opened.locate_all(rows.keys, ["films"])):
-        with pytest.raises(
-            CacheError, match=rf"1 of 3 shards .*{hit.name} has another SHA-256 .*`llmembed extract films"
-        ):
-            check()
-    opened.locate_all(rows.keys[20:], ["films"])
-    assert opened.prepare() == 1
-    assert not hit.exists() and len(shard_files(cache)) == 2
-    assert opened.locate(rows.keys).missing.tolist() == list(range(20))
-    assert_same_bits(read(opened, rows.keys[20:], TOY.layers), rows.embeddings[20:])
-    opened.verify()
-    assert opened.prepare() == 0
-
-
-def test_dropped_rows_can_be_written_again(filled):
-    cache, rows = filled
-    for path in shard_files(cache):
-        path.write_bytes(path.read_bytes()[:-1])
-    assert cache.prepare() == 3 and len(cache.locate(rows.keys).missing) == 63
-    assert cache.write_shard(rows, ENGINE) and not cache.write_shard(rows, ENGINE)
-    assert_same_bits(read(cache, rows.keys, TOY.layers), rows.embeddings)
-
-
-def test_a_missing_shard_file_is_found_and_its_rows_are_dropped_alone(filled):
-    cache, rows = filled
-    gone = pq.read_table(shard_files(cache)[2])["key"].to_pylist()
-    shard_files(cache)[2].unlink()
-    opened = Cache.open(cache.folder)
-    with pytest.raises(CacheError, match=r"1 of 3 shards .* is missing\)"):
-        opened.verify()
-    assert opened.prepare() == 1
-    assert {rows.keys[i] for i in opened.locate(rows.keys).missing} == set(gone)
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -411,51 +280,6 @@ def test_rows_with_too_few_or_too_short_keys_are_refused(tmp_path):
     assert cache.commits == [] and shard_files(cache) == []
 
 
-def test_another_format_is_refused_naming_both(filled):
-    cache, _ = filled
-    record = json.loads((cache.folder / "spec.json").read_text())
-    (cache.folder / "spec.json").write_text(json.dumps(record | {"format": 2}))
-    for door in (lambda: Cache.open(cache.folder), lambda: Cache.at(cache.folder.parent.parent, "films", "toy", TOY)):
-        with pytest.raises(
-            CacheError,
-            match=rf"has format 2; this llmembed reads format {FORMAT}\..*`llmembed extract films --cache .*`",
-        ):
-            door()
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b'{"format": 1}', b'{"format": 1, "spec": {}}', b"\xff"]
-)
-def test_a_damaged_spec_is_refused_naming_the_file(content, filled):
-    cache, _ = filled
-    (cache.folder / "spec.json").write_bytes(content)
-    with pytest.raises(CacheError, match=r"spec\.json cannot be read .*run `llmembed extract films --cache .*`"):
-        Cache.open(cache.folder)
-
-
-@pytest.mark.parametrize("content", [b"", b'{"path": "shards/', b"{}", b"[]", b"\xff\xfe"])
-def test_a_damaged_commit_is_refused_naming_the_file(content, filled):
-    cache, rows = filled
-    record = sorted(cache.folder.glob("commits/*.json"))[1]
-    record.write_bytes(content)
-    for use in (
-        lambda opened: opened.locate(rows.keys),
-        lambda opened: opened.verify(),
-        lambda opened: opened.prepare(),
-    ):
-        with pytest.raises(CacheError, match=rf"commits/{record.name} is damaged; delete it and run `llmembed extract"):
-            use(Cache.open(cache.folder))
-
-
-def test_another_spec_in_the_same_folder_is_refused(filled):
-    cache, _ = filled
-    other = TOY.model_copy(update={"pooling": "max"})
-    folder = cache.folder.with_name(f"toy-{other.fingerprint}")
-    cache.folder.rename(folder)
-    with pytest.raises(CacheError, match=r"holds the embeddings of another backbone: .*pooling='mean'.*--cache"):
-        Cache.at(folder.parent.parent, "films", "toy", other)
-
-
 def test_another_spec_has_another_folder(filled, tmp_path):
     cache, rows = filled
     other = new_cache(tmp_path, spec=TOY.model_copy(update={"max_length": 17}))
@@ -468,76 +292,6 @@ def test_naming_a_cache_writes_nothing(tmp_path):
     assert cache.locate([text_key("a")]).missing.tolist() == [0]
     assert (cache.commits, cache.size, cache.last_extraction()) == ([], 0, {})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_latest_is_what_was_extracted_last(tmp_path):
-    minilm, bert = (
-        new_cache(tmp_path, "films", name, TOY.model_copy(update={"model": name})) for name in ("minilm", "bert")
-    )
-    news = new_cache(tmp_path, "news", "bert")
-    new_cache(tmp_path, "films", "zoo", TOY.model_copy(update={"dim": 7}))
-    for cache in (news, minilm, bert):
-        cache.record_extraction({"dataset": [cache.dataset]})
-        assert Cache.latest(tmp_path).folder == cache.folder
-    assert Cache.latest(tmp_path, "news").folder == news.folder
-    assert Cache.latest(tmp_path, "films").folder == bert.folder
-    assert Cache.latest(tmp_path, "films", "minilm").folder == minilm.folder
-    minilm.record_extraction({})
-    assert Cache.latest(tmp_path, "films").folder == Cache.latest(tmp_path).folder == minilm.folder
-    assert Cache.latest(tmp_path).spec == minilm.spec
-
-
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ((), "There are no embeddings in .*Run `llmembed extract DATASET --cache .*` first"),
-        (("news",), "There are no embeddings of news in .*Run `llmembed extract news --cache .*` first"),
-        (
-            ("films", "bert"),
-            "There are no embeddings of films by bert in .*`llmembed extract films --backbone bert --cache .*` first",
-        ),
-    ],
-)
-def test_latest_says_what_to_run_where_there_is_none(wanted, message, tmp_path):
-    if wanted:
-        new_cache(tmp_path, "films", "minilm").record_extraction({})
-    with pytest.raises(CacheError, match=message):
-        Cache.latest(tmp_path, *wanted)
-    with pytest.raises(CacheError, match="There are no embeddings"):
-        Cache.latest(tmp_path / "nowhere")
-
-
-def test_latest_does_not_take_a_backbone_for_another_whose_name_it_begins(tmp_path):
-    small = new_cache(tmp_path, "films", "minilm")
-    large = new_cache(tmp_path, "films", "minilm-l12", TOY.model_copy(update={"model": "org/larger"}))
-    for cache in (small, large):
-        cache.record_extraction({})
-    assert Cache.latest(tmp_path, "films", "minilm").folder == small.folder
-
-
-def test_latest_finds_a_data_set_with_brackets_in_its_name(tmp_path):
-    cache = new_cache(tmp_path, "films[1]")
-    cache.record_extraction({})
-    assert Cache.latest(tmp_path, "films[1]").folder == cache.folder
-
-
-def test_uncommitted_shards_are_deleted_once_they_are_an_hour_old(filled):
-    cache, rows = filled
-    committed = shard_files(cache)
-    young, old = (cache.folder / "shards" / f"{name}.parquet" for name in ("young-0", "old-0"))
-    for path, age in ((young, ORPHAN_SECONDS - 60), (old, ORPHAN_SECONDS + 60), *((path, 1e6) for path in committed)):
-        path.touch()
-        os.utime(path, (time.time() - age,) * 2)
-    assert cache.prepare() == 0
-    assert shard_files(cache) == sorted([*committed, young])
-    assert_same_bits(read(cache, rows.keys, TOY.layers), rows.embeddings)
-
-
-def test_a_shard_that_its_writer_deletes_meanwhile_does_not_disturb_prepare(filled):
-    cache, _ = filled
-    # Deterministic stand-in for the race: a link to nothing is listed but has no age, like a file deleted in between.
-    (cache.folder / "shards" / "gone-0.parquet").symlink_to(cache.folder / "nothing")
-    assert cache.prepare() == 0
 
 
 CHANGES = {
@@ -579,31 +333,3 @@ def test_the_store_names_no_file_that_is_being_created(filled):
     assert len(store.names("commits")) == 3 and store.names("extractions") == [] and len(store.names("shards")) == 3
     assert_same_bits(read(opened, rows.keys, TOY.layers), rows.embeddings)
     assert opened.last_extraction() == {} and opened.prepare() == 0
-
-
-def test_a_created_file_is_whole_whenever_it_is_seen(tmp_path):
-    store, content, done = LocalStore(tmp_path), os.urandom(1 << 20), threading.Event()
-
-    def watch():
-        seen = set()
-        while not done.is_set():
-            seen |= {store.read(name) == content for name in store.names("records")}
-        return seen
-
-    with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch)
-        assert all(store.create(f"records/{i}", content) for i in range(20))
-        done.set()
-        assert watching.result() <= {True}
-    assert len(list((tmp_path / "records").iterdir())) == len(store.names("records")) == 20
-
-
-def test_a_name_is_created_once_and_never_replaced(tmp_path):
-    store = LocalStore(tmp_path)
-    assert store.create("records/a", b"first") and not store.create("records/a", b"second")
-    assert store.read("records/a") == b"first" and store.size("records/a") == 5
-    with pytest.raises(FileExistsError):
-        store.put("records/a", b"third")
-    store.delete("records/a")
-    store.delete("records/a")
-    assert (store.size("records/a"), store.names("records"), store.names("nothing")) == (None, [], [])

@@ -1,17 +1,21 @@
 """What training keeps beside a cache, with real embeddings: found again, never trusted blindly, never needed."""
 
+import json
 import os
 import shutil
+from hashlib import sha256
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 
+from llmembed import features
 from llmembed import train as stage
-from llmembed.cache.kept import FOLDER, MOST_FILES, Kept, keep
+from llmembed.cache.kept import FOLDER, MOST_FILES, Kept, identify, recall, write
 from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
-from llmembed.features import Features, fit_scalers, keep_scalers, locate_rows, open_sources
+from llmembed.features import Features, fit_scalers, keep_scalers, locate_rows, open_sources, verified
 from llmembed.train import train, train_on
 
 ONES = {"ones": np.ones(3, np.float32)}
@@ -45,23 +49,26 @@ def test_what_is_kept_is_what_would_be_computed(pydocs, root):
     rows = locate_rows(sources, pydocs.texts("train"), pydocs.words)
     computed = fit_scalers(sources, rows)
     for _ in range(2):
-        np.testing.assert_array_equal(keep_scalers(sources, rows)[0].scale, computed[0].scale)
-    features = Features(sources, rows, computed, "concat")
-    for other in (features.select_rows(np.arange(9)), Features(sources, rows, computed, "mean")):
-        assert not other.keep({"what": 1}, lambda: Kept(ONES)).recalled
+        with verified(sources, rows):
+            np.testing.assert_array_equal(keep_scalers(sources, rows)[0].scale, computed[0].scale)
+    assert len(kept_files(root)) == 1
+    wide = Features(sources, rows, computed, "concat")
+    for other in (wide.select_rows(np.arange(9)), Features(sources, rows, computed, "mean")):
+        with verified(sources, rows):
+            assert not other.keep({"what": 1}, lambda: Kept(ONES)).recalled
         assert other.keep({"what": 1}, lambda: Kept(ONES)).recalled
-        assert not features.keep({"what": 1, "of": other.shape}, lambda: Kept(ONES)).recalled
+        assert not wide.keep({"what": 1, "of": other.shape}, lambda: Kept(ONES)).recalled
 
 
 def test_a_damaged_kept_file_is_made_again(tmp_path):
     store, made = LocalStore(tmp_path), Kept({"values": np.arange(5.0)}, {"why": "a test"})
-    keep(store, {"name": 1}, lambda: made)
+    write(store, "name", made)
     (file,) = tmp_path.glob("kept/*")
-    content = bytearray(file.read_bytes())
-    content[-3] ^= 1
-    file.write_bytes(content)
-    assert not keep(store, {"name": 1}, lambda: made).recalled
-    again = keep(store, {"name": 1}, lambda: pytest.fail("it is kept"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-3] + b"abc")
+    assert recall(store, "name") is None and not file.exists()
+    write(store, "name", made)
+    again = recall(store, "name")
     np.testing.assert_array_equal(again.arrays["values"], made.arrays["values"])
     assert (again.notes, again.recalled) == ({"why": "a test"}, True)
 
@@ -69,12 +76,67 @@ def test_a_damaged_kept_file_is_made_again(tmp_path):
 def test_only_the_last_files_stay(tmp_path):
     store = LocalStore(tmp_path)
     for number in range(MOST_FILES + 3):
-        keep(store, {"number": number}, lambda: Kept(ONES))
+        write(store, str(number), Kept(ONES))
         for file in tmp_path.glob("kept/*"):
             os.utime(file, (file.stat().st_mtime - 1,) * 2)
     assert len(list(tmp_path.glob("kept/*"))) == MOST_FILES
-    assert not keep(store, {"number": 0}, lambda: Kept(ONES)).recalled
-    assert keep(store, {"number": MOST_FILES}, lambda: Kept(ONES)).recalled
+    assert recall(store, "0") is None and recall(store, str(MOST_FILES)) is not None
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), PermissionError(13, "Permission denied")])
+def test_a_kept_file_that_vanishes_or_cannot_be_deleted_is_no_error(error, tmp_path, monkeypatch):
+    store = LocalStore(tmp_path)
+    write(store, "name", Kept(ONES))
+    (file,) = tmp_path.glob("kept/*")
+    file.write_bytes(b"damaged")
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        assert recall(store, "name") is None
+        patch.setattr(os, "open", fail)
+        assert recall(store, "name") is None
+
+
+def test_what_older_versions_kept_is_not_found():
+    what = {"scaler": {"fingerprint": "abc", "layers": [1], "rows": "def"}}
+    of_format_1 = sha256(json.dumps({**what, "format": 1}, sort_keys=True).encode()).hexdigest()[:24]
+    assert identify(what) != of_format_1
+
+
+def change_values(shard: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    for i in range(len(content) // 2, len(content) // 2 + 2000):
+        content[i] ^= 0x5A
+    shard.write_bytes(content)
+
+
+def test_of_damaged_rows_nothing_is_kept_and_after_their_repair_all_is_as_before(pydocs, root, tmp_path):
+    options = {"root": root, "head": "gbdt", "head_options": {"rounds": 5}, "out": tmp_path / "m"}
+    before = train(pydocs, **options).report
+    for file in kept_files(root):
+        file.unlink()
+    (shard,) = root.glob("*/*/shards/*.parquet")
+    whole = shard.read_bytes()
+    change_values(shard)
+    with pytest.raises(CacheError, match=r"has another SHA-256 than its commit says"):
+        train(pydocs, **options)
+    assert kept_files(root) == []
+    shard.write_bytes(whole)
+    assert train(pydocs, **options).report == before and len(kept_files(root)) == 2
+
+
+def test_a_shard_that_is_written_to_after_it_was_hashed_is_hashed_again(pydocs, root, monkeypatch):
+    sources, hashed, verify = open_sources(root, pydocs), Event(), features._verify
+    rows = locate_rows(sources, pydocs.texts("train"), pydocs.words)
+    monkeypatch.setattr(features, "_verify", lambda *arguments: (verify(*arguments), hashed.set()))
+    with pytest.raises(CacheError, match=r"has another SHA-256"), verified(sources, rows):
+        assert hashed.wait(60)
+        change_values(next(root.glob("*/*/shards/*.parquet")))
+        keep_scalers(sources, rows)
+    assert kept_files(root) == []
 
 
 def test_a_cache_that_may_only_be_read_is_trained_from(pydocs, root, tmp_path):

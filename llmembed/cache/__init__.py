@@ -4,46 +4,29 @@ In: keys, token counts and embeddings [rows, layers, dim]. Out: the same, found 
 memory-mapped shards. `cache/README.md` states the format. Knows arrays and keys, no model and no labels.
 """
 
-import json
-import secrets
-import shlex
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmembed.backbones import BackboneSpec
-from llmembed.backbones.weights import KNOWN
-from llmembed.cache.kept import Kept, keep
-from llmembed.cache.shard import FORMAT, Rows, ShardView, encode_shard
-from llmembed.cache.store import LocalStore
+from llmembed.cache import catalog, kept, records, repair
+from llmembed.cache.commits import FOLDER as COMMITS
+from llmembed.cache.commits import Commit, Shard, find_faults, open_shards, read_records, shard_id
+from llmembed.cache.kept import Kept
+from llmembed.cache.opening import is_claimed, open_spec
+from llmembed.cache.remedy import extract_command, mend_command, recorded
+from llmembed.cache.shard import Rows
+from llmembed.cache.store import ORPHAN_SECONDS, LocalStore
+from llmembed.cache.writing import write_shard
 from llmembed.errors import CacheError
 from llmembed.identity import text_key
 
-# A writer commits a shard within seconds of writing it; what is uncommitted after this belongs to a dead one.
-ORPHAN_SECONDS = 3600.0
-
-
-class Commit(BaseModel):
-    """The record that makes a shard count: where it lies, what it must be, and what made it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    rows: int
-    bytes: int
-    sha256: str
-    created: str
-    engine: dict[str, str]
+__all__ = ["ORPHAN_SECONDS", "Cache", "Commit", "Located"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +58,8 @@ class Cache:
         self.dataset = folder.parent.name
         self.backbone = folder.name.rpartition("-")[0]
         self._store = LocalStore(folder)
+        self._words: Sequence[str] = ()
+        self._unwritten: dict[str, Kept] = {}
 
     @classmethod
     def at(cls, root: Path, dataset: str, backbone: str, spec: BackboneSpec) -> "Cache":
@@ -83,34 +68,20 @@ class Cache:
         Raises:
             CacheError: the folder has another format or belongs to another spec.
         """
-        folder = root / dataset / f"{backbone}-{spec.fingerprint}"
-        cache = cls.open(folder) if (folder / "spec.json").exists() else cls(folder, spec)
-        if cache.spec != spec:
-            raise CacheError(
-                f"{folder} holds the embeddings of another backbone: {cache.spec}. Use another --cache folder."
-            )
+        cache = cls(root / dataset / f"{backbone}-{spec.fingerprint}", spec)
+        is_claimed(cache.folder, spec)
         return cache
 
     @classmethod
-    def open(cls, folder: Path) -> "Cache":
-        """Open an existing cache.
+    def open(cls, folder: Path, words: Sequence[str] = ()) -> "Cache":
+        """Open an existing cache; `words` name its data set on a command line.
 
         Raises:
-            CacheError: no cache, another format, or a record that cannot be read.
+            CacheError: no cache, another format, or `spec.json` is damaged, with the command that mends it.
         """
-        try:
-            record = json.loads((folder / "spec.json").read_bytes())
-            if record["format"] != FORMAT:
-                raise CacheError(
-                    f"{folder} has format {record['format']}; this llmembed reads format {FORMAT}. Install the "
-                    f"llmembed that wrote it, or delete the folder and run {_recorded_command(folder)}."
-                )
-            return cls(folder, BackboneSpec.model_validate(record["spec"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CacheError(
-                f"{folder / 'spec.json'} cannot be read ({type(error).__name__}); if it is damaged, delete the folder "
-                f"and run {_recorded_command(folder)}."
-            ) from error
+        cache = cls(folder, open_spec(folder, words))
+        cache._words = words
+        return cache
 
     @classmethod
     def latest(
@@ -119,25 +90,33 @@ class Cache:
         """Open the cache that was extracted last: of all, of a data set, or of a data set by a backbone.
 
         `backbone` is what named it to `extract`, or the name of the cache's folder; `words` name the data set on a
-        command line.
+        command line. Names alone decide; a damaged cache is in the way only of what would have been taken from it.
 
         Raises:
-            CacheError: there is none.
+            CacheError: there is none, or it is damaged, with the command that mends it.
         """
-        folders = [path.parent for path in root.glob("*/*/spec.json")]
-        caches = [cls.open(folder) for folder in folders if dataset in (None, folder.parent.name)]
-        caches = [cache for cache in caches if backbone is None or cache._is_by(backbone)]
-        if not caches:
-            what = f"embeddings of {dataset}" if dataset else "embeddings"
-            option = ["--backbone", backbone] if backbone else []
-            command = shlex.join(
-                ["llmembed", "extract", *(words or [dataset or "DATASET"]), *option, *_root_words(root)]
-            )
-            raise CacheError(
-                f"There are no {what}{f' by {backbone}' if backbone else ''} in {root}. Run `{command}` first."
-            )
-        # Extraction records are named by time; a cache whose extraction never finished comes last.
-        return max(caches, key=lambda cache: max(cache._store.names("extractions"), default=""))
+        damaged: tuple[str, CacheError] | None = None
+        for folder, newest in catalog.list_caches(root, dataset):
+            try:
+                cache = cls.open(folder, words)
+                if backbone is not None and not cache._is_by(backbone):
+                    continue
+                cache.last_extraction()
+            except CacheError as error:
+                if damaged is None and (backbone is None or catalog.may_be_by(folder, backbone)):
+                    damaged = newest, error
+                continue
+            if damaged is None or damaged[0] == newest:
+                return cache
+            hint = f" Or name a whole one, with --backbone {cache.backbone}." if dataset and backbone is None else ""
+            raise CacheError(f"{damaged[1]}{hint}")
+        if damaged is not None:
+            raise damaged[1]
+        what = f"embeddings of {dataset}" if dataset else "embeddings"
+        by = f" by {backbone}" if backbone else ""
+        option = ["--backbone", backbone] if backbone else []
+        command = extract_command(root, words or [dataset or "DATASET"], option)
+        raise CacheError(f"There are no {what}{by} in {root}. Run {command} first.")
 
     @cached_property
     def commits(self) -> list[Commit]:
@@ -146,16 +125,14 @@ class Cache:
         Raises:
             CacheError: a record that is not one.
         """
-        commits = []
-        for name in self._store.names("commits"):
-            try:
-                commits.append(Commit.model_validate_json(self._store.read(name)))
-            except FileNotFoundError:
-                # Another writer found the shard damaged and took it out.
-                continue
-            except ValidationError as error:
-                raise CacheError(f"{self.folder / name} is damaged; delete it and run {self.mend()}.") from error
-        return commits
+        found = read_records(self._store)
+        for record in found:
+            if record.commit is None:
+                raise CacheError(
+                    f"{self.folder / record.name} is damaged ({record.fault}). "
+                    f"Run {self.mend()} to make its texts again."
+                )
+        return [record.commit for record in found if record.commit is not None]
 
     @property
     def size(self) -> int:
@@ -164,22 +141,10 @@ class Cache:
 
     def mend(self, dataset: Sequence[str] | None = None) -> str:
         """Give the command that brings what is missing or damaged, of the data set last extracted or of another."""
-        last = self.last_extraction()
-        return _extract_command(self.folder, last, dataset or last.get("dataset", [self.dataset]), self._spec_words())
-
-    def _spec_words(self) -> list[str]:
-        spec = self.spec
-        return [
-            *("--backbone", self.backbone if self.backbone in KNOWN else spec.model),
-            *("--layers", ",".join(map(str, spec.layers))),
-            *("--pooling", spec.pooling),
-            *("--max-length", str(spec.max_length)),
-            *("--template", spec.template),
-            *("--dtype", spec.dtype),
-        ]
+        return mend_command(self.folder, self.spec, dataset, self._words)
 
     def _is_by(self, backbone: str) -> bool:
-        found_as = self.last_extraction().get("backbone")
+        found_as = recorded(self._store).get("backbone")
         return (
             backbone in (self.backbone, self.folder.name, self.spec.model, found_as)
             or str(Path(backbone).resolve()) == found_as
@@ -235,7 +200,7 @@ class Cache:
             positions = np.flatnonzero(located.shard == number)
             rows = located.row[positions]
             for index, layer in enumerate(layers):
-                embeddings[positions, index] = self._views[number].layer(layer)[rows]
+                embeddings[positions, index] = self._shards[number].view.layer(layer)[rows]
         return embeddings
 
     def matrix(self, texts: Sequence[str], layers: Sequence[int] | None = None) -> np.ndarray:
@@ -246,7 +211,7 @@ class Cache:
         Raises:
             CacheError: texts are missing or shards damaged, with the command that mends it.
         """
-        located = self.locate_all([text_key(text) for text in texts], self.last_extraction().get("dataset", []))
+        located = self.locate_all([text_key(text) for text in texts], recorded(self._store).get("dataset", []))
         return self.read(located, layers or self.spec.layers).reshape(len(texts), -1).astype(np.float32)
 
     def identify(self, located: Located, layers: Sequence[int]) -> dict[str, Any]:
@@ -257,47 +222,49 @@ class Cache:
         return {"fingerprint": self.spec.fingerprint, "layers": list(layers), "rows": digest.hexdigest()}
 
     def keep(self, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
-        """Give arrays that were computed from rows of this cache before, or make and keep them (`cache.kept`)."""
-        return keep(self._store, what, make)
+        """Give arrays that were computed from rows of this cache before, or make them; `write_kept` keeps those."""
+        identity = kept.identify(what)
+        found = self._unwritten.get(identity) or kept.recall(self._store, identity)
+        if found is None:
+            found = self._unwritten[identity] = make()
+        return found
+
+    def write_kept(self) -> None:
+        """Keep for later runs what was made in this one, once the rows that it was made from are verified."""
+        for identity, made in self._unwritten.items():
+            kept.write(self._store, identity, made)
+        self._unwritten.clear()
+
+    def forget_kept(self) -> None:
+        """Keep nothing of what was made from rows that are damaged."""
+        self._unwritten.clear()
 
     def layer_views(self, layer: int) -> list[np.ndarray]:
         """Map one layer of every shard, [rows, dim] each in the dtype on disk, without reading it."""
-        return [view.layer(layer) for view in self._views]
+        return [shard.view.layer(layer) for shard in self._shards]
 
     def claim(self) -> None:
-        """Write down whose embeddings the folder holds, unless that is done."""
-        if self._store.size("spec.json") is None:
-            record = {"format": FORMAT, "spec": self.spec.model_dump(mode="json")}
-            self._store.create("spec.json", json.dumps(record, indent=1).encode())
+        """Write down whose embeddings the folder holds, unless that is done.
+
+        Raises:
+            CacheError: it holds those of another format, or cannot be written to.
+        """
+        if not is_claimed(self.folder, self.spec):
+            records.write_spec(self._store, self.spec)
 
     def write_shard(self, rows: Rows, engine: dict[str, str]) -> bool:
         """Write one shard and commit it; give whether it counts, or another writer had committed the same keys.
 
         Raises:
             ValueError: shape or dtype of the embeddings are not those of the spec.
+            CacheError: the folder cannot be written to, or is full.
         """
         expected = (len(rows.keys), len(self.spec.layers), self.spec.dim)
         if rows.embeddings.shape != expected or rows.embeddings.dtype != self.spec.dtype:
             given = f"{rows.embeddings.dtype} {list(rows.embeddings.shape)}"
             raise ValueError(f"embeddings are {given}, the spec wants {self.spec.dtype} {list(expected)}")
-        content = encode_shard(rows, self.spec.layers, self.spec.fingerprint)
         self.claim()
-        shard_id = blake2b(b"".join(rows.keys), digest_size=12).hexdigest()
-        path = f"shards/{shard_id}-{secrets.token_hex(4)}.parquet"
-        with ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(lambda: sha256(content).hexdigest())
-            self._store.put(path, content)
-        commit = Commit(
-            path=path,
-            rows=len(rows.keys),
-            bytes=len(content),
-            sha256=digest.result(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            engine=engine,
-        )
-        won = self._store.create(f"commits/{shard_id}.json", commit.model_dump_json(indent=1).encode())
-        if not won:
-            self._store.delete(path)
+        won = write_shard(self._store, self.spec, rows, engine)
         self.refresh()
         return won
 
@@ -307,112 +274,93 @@ class Cache:
         Raises:
             CacheError: a shard is missing or damaged, with the command that mends it.
         """
-        damaged = self._damaged(range(len(self.commits)) if shards is None else shards)
-        if damaged:
-            first, reason = next(iter(damaged.items()))
-            raise CacheError(
-                f"{len(damaged)} of {len(self.commits)} shards in {self.folder} are damaged "
-                f"({Path(self.commits[first].path).name} {reason}). Run {self.mend()} to make them again."
-            )
+        opened = self._shards if shards is None else [self._shards[number] for number in shards]
+        self._refuse([shard.commit.path for shard in opened], find_faults(opened))
+
+    def verify_again(self, shards: Sequence[int]) -> None:
+        """Do what `verify` does with those shards whose files somebody has written to since they were opened.
+
+        Raises:
+            CacheError: as `verify`.
+        """
+        self.verify([number for number in shards if self._shards[number].changed()])
 
     def prepare(self) -> int:
-        """Make the folder ready for writing: take damaged shards out, delete what dead writers left.
+        """Make the folder ready for writing: take out what is damaged, delete what dead writers left.
 
         Returns:
-            the number of damaged shards, whose texts are now missing.
+            the number of damaged commits and shards, whose texts are now missing.
+
+        Raises:
+            CacheError: a file cannot be read, written or deleted, or the folder has another format.
         """
-        damaged = [self.commits[number].path for number in self._damaged(range(len(self.commits)))]
-        for path in damaged:
-            self._store.delete(f"commits/{Path(path).name.rpartition('-')[0]}.json")
         self.refresh()
-        committed = {commit.path for commit in self.commits}
-        for name in self._store.names("shards"):
-            if name in damaged or (name not in committed and self._store.age(name, time.time()) > ORPHAN_SECONDS):
-                self._store.delete(name)
-        return len(damaged)
+        if self._store.names(COMMITS):
+            self.claim()
+        damage = repair.find_damage(self._store, self.spec)
+        repair.take_out(self._store, damage)
+        repair.delete_damaged_extractions(self._store)
+        repair.delete_leftovers(self._store)
+        self.refresh()
+        return len(damage)
 
     def record_extraction(self, report: dict[str, Any]) -> None:
-        """Keep the report of a finished extraction; the newest one tells which cache was extracted last."""
-        moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        self._store.create(f"extractions/{moment}-{secrets.token_hex(2)}.json", json.dumps(report, indent=1).encode())
+        """Write the report of a finished extraction; the newest one tells which cache was extracted last."""
+        records.write_extraction(self._store, report)
 
     def last_extraction(self) -> dict[str, Any]:
-        """Give the report of the last finished extraction, empty if none finished."""
-        return _last_extraction(self._store)
+        """Return the report of the last finished extraction, empty if none finished.
+
+        Raises:
+            CacheError: it is damaged, with the command that writes another one.
+        """
+        name = max(records.list_extractions(self._store), default="")
+        try:
+            return records.read_extraction(self._store, name) if name else {}
+        except (FileNotFoundError, ValueError) as error:
+            raise CacheError(
+                f"{self.folder / name} is damaged ({error}). Run {self.mend()} to write another one."
+            ) from error
 
     @cached_property
-    def _views(self) -> list[ShardView]:
-        with self._damage_explained():
-            return [
-                ShardView(self._store.path(each.path), each.bytes, self.spec.dtype, self.spec.dim)
-                for each in self.commits
-            ]
+    def _shards(self) -> list[Shard]:
+        opened = open_shards(self._store, self.commits, self.spec)
+        faults = ["" if isinstance(each, Shard) else str(each) for each in opened]
+        self._refuse([commit.path for commit in self.commits], faults)
+        return [each for each in opened if isinstance(each, Shard)]
 
     @cached_property
     def _index(self) -> dict[bytes, tuple[int, int]]:
         index: dict[bytes, tuple[int, int]] = {}
-        with self._damage_explained():
-            for number, view in enumerate(self._views):
-                for row, key in enumerate(view.keys()):
-                    # Two writers may have committed the same text in different shards; the first one counts.
-                    index.setdefault(key, (number, row))
+        for number, shard in enumerate(self._shards):
+            for row, key in enumerate(shard.view.keys()):
+                # Two writers may have committed the same text in different shards; the first one counts.
+                index.setdefault(key, (number, row))
         return index
-
-    @contextmanager
-    def _damage_explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, LookupError):
-            # A damaged footer can fail in any of these ways; the checksums say which shard it is.
-            self.verify()
-            raise
 
     def refresh(self) -> None:
         """Read the commits again, after other processes have written some."""
-        for derived in ("commits", "_views", "_index"):
+        for derived in ("commits", "_shards", "_index"):
             self.__dict__.pop(derived, None)
+
+    def _refuse(self, paths: Sequence[str], faults: Sequence[str]) -> None:
+        damaged = [(path, fault) for path, fault in zip(paths, faults, strict=True) if fault]
+        if damaged:
+            # Either of the two files may be the damaged one.
+            path, fault = damaged[0]
+            commit = f"{COMMITS}/{shard_id(path)}.json"
+            raise CacheError(
+                f"{len(damaged)} of {len(self.commits)} shards in {self.folder} are damaged "
+                f"({Path(path).name} {fault}; see {commit}). Run {self.mend()} to make them again."
+            )
 
     def _gather(self, located: Located, column: Any, dtype: Any) -> np.ndarray:
         _refuse_missing(located)
         values = np.zeros(len(located.shard), dtype)
         for number in np.unique(located.shard):
             positions = np.flatnonzero(located.shard == number)
-            values[positions] = column(self._views[number])[located.row[positions]]
+            values[positions] = column(self._shards[number].view)[located.row[positions]]
         return values
-
-    def _damaged(self, shards: Sequence[int]) -> dict[int, str]:
-        with ThreadPoolExecutor() as pool:
-            reasons = dict(zip(shards, pool.map(self._fault, shards), strict=True))
-        return {number: reason for number, reason in reasons.items() if reason}
-
-    def _fault(self, shard: int) -> str:
-        commit = self.commits[shard]
-        size = self._store.size(commit.path)
-        if size is None:
-            return "is missing"
-        if size != commit.bytes:
-            return f"has {size:,} bytes, its commit says {commit.bytes:,}"
-        digest = sha256(np.memmap(self._store.path(commit.path), np.uint8, "r").data).hexdigest()
-        return "" if digest == commit.sha256 else "has another SHA-256 than its commit says"
-
-
-def _last_extraction(store: LocalStore) -> dict[str, Any]:
-    names = store.names("extractions")
-    return dict(json.loads(store.read(names[-1]))) if names else {}
-
-
-def _recorded_command(folder: Path) -> str:
-    last = _last_extraction(LocalStore(folder))
-    return _extract_command(folder, last, last.get("dataset", [folder.parent.name]), [])
-
-
-def _extract_command(folder: Path, last: dict[str, Any], dataset: Sequence[str], options: Sequence[str]) -> str:
-    words = ["llmembed", "extract", *dataset, *last.get("options", options), *_root_words(folder.parent.parent)]
-    return f"`{shlex.join(words)}`"
-
-
-def _root_words(root: Path) -> list[str]:
-    return [] if root == Path("cache") else ["--cache", str(root)]
 
 
 def _refuse_missing(located: Located) -> None:

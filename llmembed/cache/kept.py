@@ -1,12 +1,13 @@
 """Kept arrays: what was computed from the rows of a cache, beside them, so that the next run begins where it is needed.
 
-In: what determines the arrays, and how to make them. Out: the arrays. A kept file is found by what determines it and
-trusted by its digest; all of them may be deleted at any time.
+In: what determines the arrays, and the arrays once they are made. Out: the arrays. A kept file is found by what
+determines it and trusted by its digest; all of them may be deleted at any time.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -20,8 +21,9 @@ from llmembed.errors import CacheError
 FOLDER = "kept"
 # Those of the last few data parts, layers and fusions: 35 MB each for 120,000 rows.
 MOST_FILES = 16
-# To be raised when the same input gives other arrays than before.
-FORMAT = 1
+# To be raised when the same input gives other arrays than before. Those of format 1 may come from damaged shards: they
+# were written before the shards were hashed.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,36 @@ class Kept:
     recalled: bool = False
 
 
-def keep(store: LocalStore, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
-    """Give the arrays that `what`, JSON values, determines: those of an earlier run, or else made and kept now."""
-    identity = sha256(json.dumps({**what, "format": FORMAT}, sort_keys=True).encode()).hexdigest()[:24]
-    for name in store.names(FOLDER):
-        if name.startswith(f"{FOLDER}/{identity}-"):
-            content = store.read(name)
-            if name == _name(identity, content):
-                return _decode(content)
-            store.delete(name)
-    made = make()
+def identify(what: Mapping[str, Any]) -> str:
+    """Return the name of the arrays that `what`, JSON values, determines."""
+    return sha256(json.dumps({**what, "format": FORMAT}, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def recall(store: LocalStore, identity: str) -> Kept | None:
+    """Return the arrays of that name that an earlier run kept, None if there are none; delete a damaged file of them.
+
+    Another run may delete the file meanwhile, and a cache may be readable only: neither is an error.
+    """
+    with suppress(CacheError):
+        for name in store.names(FOLDER):
+            if name.startswith(f"{FOLDER}/{identity}-"):
+                with suppress(FileNotFoundError, CacheError):
+                    content = store.read(name)
+                    if name == _name(identity, content):
+                        return _decode(content)
+                    store.delete(name)
+    return None
+
+
+def write(store: LocalStore, identity: str, made: Kept) -> None:
+    """Keep arrays for later runs, which trust them: whatever they were made from must be verified by now.
+
+    A cache that can only be read is trained from all the same.
+    """
     content = save(made.arrays, {"notes": json.dumps(made.notes)})
-    try:
+    with suppress(CacheError):
         store.create(_name(identity, content), content)
         _delete_oldest(store)
-    except (CacheError, OSError):
-        # A cache that may only be read is trained from all the same.
-        return made
-    return made
 
 
 def _name(identity: str, content: bytes) -> str:

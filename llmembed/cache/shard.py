@@ -2,27 +2,25 @@
 
 The layout (cache/README.md) is chosen so that the values of a column lie in the file as one plain run of bytes: a
 required FixedSizeBinary column, uncompressed, without statistics or dictionary, one page in one row group. Any Parquet
-reader opens it; numpy can map it. Knows arrays, no commits.
+reader opens it; numpy can map it. `cache.layout` holds a file against it. Knows arrays, no commits.
 """
 
 import json
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmembed.cache.layout import OVERHEAD_BYTES, find_columns, list_columns
 from llmembed.identity import KEY_BYTES
 
 FORMAT = 1
 # Enough for one page per column whatever the width: 4,096 rows of 65,536 float32 values are 1 GiB.
 PAGE_BYTES = 1 << 30
-# Page headers, schema and footer: some 150 bytes a column and 1 kB besides.
-OVERHEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ def encode_shard(rows: Rows, layers: Sequence[int], fingerprint: str) -> memoryv
         )
         columns.append(_fixed_size_binary(values, width, count))
         fields.append(pa.field(f"layer_{layer}", pa.binary(width)))
-    described = {"format": FORMAT, "fingerprint": fingerprint, "dtype": dtype, "dim": dim, "layers": list(layers)}
-    schema = pa.schema([field.with_nullable(False) for field in fields], {"llmembed": json.dumps(described)})
+    description = json.dumps(describe(layers, dtype, dim, fingerprint))
+    schema = pa.schema([field.with_nullable(False) for field in fields], {"llmembed": description})
     # A buffer of the final size: one that grows as it is written to costs more than the writing.
     content = np.empty(rows.embeddings.nbytes + count * (KEY_BYTES + 5) + OVERHEAD_BYTES, np.uint8)
     sink = pa.FixedSizeBufferWriter(pa.py_buffer(content))
@@ -79,55 +77,64 @@ def encode_shard(rows: Rows, layers: Sequence[int], fingerprint: str) -> memoryv
 
 
 class ShardView:
-    """Views of a shard's columns in the memory-mapped file; nothing but its footer is read until a value is looked at.
+    """Views of a shard's columns in a memory-mapped file, which is opened only if all of it is as it must be.
+
+    Nothing but its footer, its page headers and its keys is read until a value is looked at.
+
+    Attributes:
+        content: the bytes of the file.
+        shard_id: the hash of the keys that it holds.
 
     Raises:
-        OSError, ValueError: no such file, or not one of `size` bytes.
+        ValueError: what of the file is not as it must be.
     """
 
-    def __init__(self, path: Path, size: int, dtype: str, dim: int) -> None:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(mapped) != size:
-            raise ValueError(f"{path} has {len(mapped)} bytes, expected {size}")
-        self._metadata = pq.read_metadata(pa.BufferReader(pa.py_buffer(mapped)))
-        self._bytes = np.frombuffer(mapped, np.uint8)
+    def __init__(self, content: Any, rows: int, layers: Sequence[int], dtype: str, dim: int, fingerprint: str) -> None:
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._dim = dim
+        columns = list_columns(layers, dim * self._dtype.itemsize)
+        self._ranges = find_columns(content, rows, columns, describe(layers, dtype, dim, fingerprint))
+        self._bytes = np.frombuffer(content, np.uint8)
+        self._rows = rows
+        self.content = content
+        self.shard_id = _hash_keys(self._values("key"))
 
     def __len__(self) -> int:
-        return int(self._metadata.num_rows)
+        return self._rows
 
     def keys(self) -> list[bytes]:
-        """Give the keys in row order."""
-        joined = self._values("key", KEY_BYTES).tobytes()
+        """Return the keys in row order."""
+        joined = self._values("key").tobytes()
         return [joined[start : start + KEY_BYTES] for start in range(0, len(joined), KEY_BYTES)]
 
     def tokens(self) -> np.ndarray:
-        """Give the token counts, int32 [rows]."""
-        return self._values("tokens", 4).view("<i4")
+        """Return the token counts, int32 [rows]."""
+        return self._values("tokens").view("<i4")
 
     def truncated(self) -> np.ndarray:
-        """Give the truncation marks, bool [rows]."""
-        packed = self._tail("truncated", -(-len(self) // 8))
-        return np.unpackbits(packed, count=len(self), bitorder="little").astype(bool)
+        """Return the truncation marks, bool [rows]."""
+        return np.unpackbits(self._values("truncated"), count=self._rows, bitorder="little").astype(bool)
 
     def layer(self, layer: int) -> np.ndarray:
-        """Give the embeddings of one layer, [rows, dim] in the dtype on disk, without a copy."""
-        return self._values(f"layer_{layer}", self._dim * self._dtype.itemsize).view(self._dtype).reshape(-1, self._dim)
+        """Return the embeddings of one layer, [rows, dim] in the dtype on disk, without a copy."""
+        return self._values(f"layer_{layer}").view(self._dtype).reshape(self._rows, -1)
 
-    @cached_property
-    def _columns(self) -> dict[str, int]:
-        return {self._metadata.schema.column(i).name: i for i in range(self._metadata.num_columns)}
+    def _values(self, column: str) -> np.ndarray:
+        start, stop = self._ranges[column]
+        return self._bytes[start:stop]
 
-    def _values(self, column: str, width: int) -> np.ndarray:
-        return self._tail(column, len(self) * width)
 
-    def _tail(self, column: str, size: int) -> np.ndarray:
-        # A plain page is a header and then the values; the header's length is not in the footer, the chunk's end is.
-        chunk = self._metadata.row_group(0).column(self._columns[column])
-        stop = chunk.data_page_offset + chunk.total_compressed_size
-        return self._bytes[stop - size : stop]
+def describe(layers: Sequence[int], dtype: str, dim: int, fingerprint: str) -> dict[str, Any]:
+    """Return what a shard says of itself, as JSON values."""
+    return {"format": FORMAT, "fingerprint": fingerprint, "dtype": dtype, "dim": dim, "layers": list(layers)}
+
+
+def make_shard_id(keys: Sequence[bytes]) -> str:
+    """Return the name of the shard that holds keys in this order."""
+    return _hash_keys(b"".join(keys))
+
+
+def _hash_keys(joined: Any) -> str:
+    return blake2b(joined, digest_size=12).hexdigest()
 
 
 def _fixed_size_binary(content: bytes | np.ndarray, width: int, count: int) -> pa.Array:
