@@ -109,6 +109,7 @@ def extract(
     """Stage 1: embed the texts that the cache does not have yet."""
     from llmembed import extract as stage
     from llmembed.dataset import load_dataset
+    from llmembed.resources import Resources
     from llmembed.show import ProgressLine, extraction_line, show_estimate, show_extraction
 
     loaded = load_dataset(dataset, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
@@ -123,7 +124,7 @@ def extract(
         template=template,
         dtype=dtype,
     )
-    resources = stage.Resources(engine=engine, device=device, gpus=gpus, tensor_parallel=tensor_parallel)
+    resources = Resources(engine=engine, device=device, gpus=gpus, tensor_parallel=tensor_parallel)
     if dry_run:
         estimate = stage.estimate(plan, resources)
         _print_json(asdict(estimate)) if as_json else show_estimate(estimate)
@@ -134,7 +135,7 @@ def extract(
                 plan,
                 resources,
                 on_progress=lambda done: progress.update(done.done, done.total, extraction_line(done)),
-                on_loss=_warn,
+                on_warning=_warn,
             )
     except KeyboardInterrupt:
         _warn(

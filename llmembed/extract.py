@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.backbones import BackboneSpec, Engine, StoredDtype, describe_backbone, load_backbone
+from llmembed.backbones import BackboneSpec, StoredDtype, describe_backbone, load_backbone
 from llmembed.backbones.weights import ModelFiles
 from llmembed.cache import Cache
 from llmembed.dataset import Dataset
-from llmembed.errors import UsageError
-from llmembed.gpu import energy, group_gpus, matrix_rate, visible_gpus
+from llmembed.gpu import Meter, visible_gpus
 from llmembed.identity import text_key
 from llmembed.job import Pooling
+from llmembed.resources import CHOOSE, Resources
 from llmembed.workers import embed_blocks, embed_on_gpus
 
 # One shard: what a kill can cost (16 s with MiniLM on a laptop) against the number of files (250 for a million texts).
@@ -84,55 +84,6 @@ class Extraction:
     options: list[str]
     reading: dict[str, Any]
     backbone: str
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a model runs on; nothing of it changes the numbers beyond rounding.
-
-    Attributes:
-        engine: `vllm` or `transformers`; None chooses.
-        device: device of the transformers engine; None takes a GPU where there is one.
-        gpus: `all`, or numbers such as `0,1`: one process for each of them. None runs in this process.
-        tensor_parallel: number of GPUs that share one model (vLLM alone).
-    """
-
-    engine: Engine | None = None
-    device: str | None = None
-    gpus: str | None = None
-    tensor_parallel: int = 1
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """Give the options of `load_backbone`."""
-        return {"engine": self.engine, "device": self.device, "tensor_parallel": self.tensor_parallel}
-
-    def groups(self, visible: Sequence[str]) -> list[str]:
-        """Name the GPUs of each process, of those that are visible.
-
-        Raises:
-            UsageError: no such GPUs, or also a device.
-        """
-        if self.gpus is not None and self.device is not None:
-            raise UsageError(f"--gpus {self.gpus} and --device {self.device}: name one of them.")
-        return [] if self.gpus is None else group_gpus(self.gpus, visible, self.tensor_parallel)
-
-    def in_use(self, visible: Sequence[str]) -> list[str]:
-        """Name all GPUs that take part, of those that are visible.
-
-        Raises:
-            UsageError: there are not so many.
-        """
-        if self.gpus is not None:
-            return [gpu for group in self.groups(visible) for gpu in group.split(",")]
-        if 1 < self.tensor_parallel > len(visible):
-            raise UsageError(f"--tensor-parallel {self.tensor_parallel}: {len(visible)} GPUs can be used here.")
-        kind, _, number = (self.device or "cuda").partition(":")
-        first = int(number) if number.isdecimal() else 0
-        return list(visible[first : first + self.tensor_parallel]) if kind == "cuda" else []
-
-
-CHOOSE = Resources()
 
 
 @dataclass(frozen=True)
@@ -209,24 +160,25 @@ def extract(
     resources: Resources = CHOOSE,
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
-    on_loss: Callable[[str], None] = lambda _: None,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Extraction:
     """Embed what is missing and commit it, a shard of 4,096 texts at a time.
 
-    Killed, it loses the shards in work and the one being written. `on_loss` is told which GPU's process died, and why;
-    the others take over its work.
+    Killed, it loses the shards in work and the one being written. `on_warning` is told which GPU's process died, and
+    why; the others take over its work.
 
     Raises:
         UsageError: resources that exclude each other or are not there.
         BackboneError: the model cannot be loaded, or gave a value that must not be stored; its shard does not count.
     """
     start = time.perf_counter()
+    resources.check()
     gpus = resources.in_use(visible_gpus())
     repaired = plan.cache.prepare()
-    before = energy(gpus)
-    tally = _embed_missing(plan, resources, on_progress, on_loss)
-    after = energy(gpus)
-    done, on_gpu = tally.done, tally.engine.get("device", "cpu") != "cpu"
+    meter = Meter(gpus)
+    tally = _embed_missing(plan, resources, on_progress, on_warning)
+    done = tally.done
+    mfu, watt_hours = _gpu_use(plan, tally, meter, on_warning)
     located = plan.cache.locate([text_key(text) for text in plan.dataset.texts()])
     report = Extraction(
         rows=len(plan.dataset.table),
@@ -237,8 +189,8 @@ def extract(
         seconds=round(time.perf_counter() - start, 3),
         texts_per_second=round(done.done / done.seconds, 1) if done.done else 0.0,
         tokens_per_second=round(done.tokens / done.seconds, 1) if done.done else 0.0,
-        mfu=_utilisation(plan, done, gpus) if on_gpu else None,
-        watt_hours=round((after - before) / 3600, 3) if on_gpu and before is not None and after is not None else None,
+        mfu=mfu,
+        watt_hours=watt_hours,
         engine=tally.engine,
         bytes=plan.cache.size,
         repaired=repaired,
@@ -254,6 +206,7 @@ def extract(
 
 def estimate(plan: Plan, resources: Resources = CHOOSE) -> Estimate:
     """Say what an extraction would do, from all texts tokenised and a sample of them embedded; writes nothing."""
+    resources.check()
     processes = max(len(resources.groups(visible_gpus())), 1)
     missing = list(plan.missing().values())
     tokens, truncated, seconds = 0, 0, 0.0
@@ -298,7 +251,7 @@ class _Tally:
 
 
 def _embed_missing(
-    plan: Plan, resources: Resources, on_progress: Callable[[Progress], None], on_loss: Callable[[str], None]
+    plan: Plan, resources: Resources, on_progress: Callable[[Progress], None], on_warning: Callable[[str], None]
 ) -> _Tally:
     tally = _Tally(plan, on_progress)
     missing, groups = plan.missing(), resources.groups(visible_gpus())
@@ -317,7 +270,7 @@ def _embed_missing(
             groups,
             on_ready=tally.ready,
             on_batch=tally.batch,
-            on_loss=on_loss,
+            on_loss=on_warning,
             **resources.loading,
         )
         plan.cache.refresh()
@@ -330,10 +283,18 @@ def _embed_missing(
     return tally
 
 
-def _utilisation(plan: Plan, done: Progress, gpus: Sequence[str]) -> float | None:
-    rate = matrix_rate(visible_gpus().index(gpus[0]))
-    operations = done.tokens * plan.files.operations_per_token(max(plan.spec.layers))
-    return None if rate is None else round(operations / done.seconds / (rate * len(gpus)), 4)
+def _gpu_use(
+    plan: Plan, tally: _Tally, meter: Meter, on_warning: Callable[[str], None]
+) -> tuple[float | None, float | None]:
+    done = tally.done
+    if tally.engine.get("device", "cpu") == "cpu" or not done.seconds:
+        return None, None
+    operations = done.tokens * plan.files.operations_per_token(max(plan.spec.layers)) / done.seconds
+    watt_hours, mfu = meter.watt_hours(), meter.utilisation(operations)
+    lacking = [name for name, value in (("utilisation", mfu), ("energy", watt_hours)) if value is None]
+    if lacking:
+        on_warning(f"{tally.engine['device']} could not be measured: the report has no {' and no '.join(lacking)}.")
+    return mfu, watt_hours
 
 
 def _row_bytes(spec: BackboneSpec) -> int:

@@ -18,6 +18,7 @@ from llmembed.backbones import BackboneSpec, OnBatch, Tokens, ignore_batch
 from llmembed.backbones.pooling import pool
 from llmembed.backbones.tokenizer import Tokenizer
 from llmembed.backbones.weights import ModelFiles
+from llmembed.devices import find_device
 from llmembed.errors import BackboneError, EngineError
 
 # Measured with all-MiniLM-L6-v2 on 4 cores: 1,024 tokens beat 512 by 8 % and 2,048 by 6 %.
@@ -29,9 +30,10 @@ class TransformersBackbone:
     """A model run by transformers: float32 on the CPU, bfloat16 (float16 on older cards) on a GPU."""
 
     def __init__(self, spec: BackboneSpec, files: ModelFiles, *, device: str | None = None) -> None:
+        # First: what cannot be used shows before anything is loaded.
+        self._device = torch.device(find_device(device))
         self.spec = spec
         self.tokenize = Tokenizer(spec, files)
-        self._device = _find_device(device)
         dtype = _compute_dtype(self._device)
         self._model = _load_model(files, dtype).to(self._device)
         self._depth = files.config.depth
@@ -132,15 +134,6 @@ def _first(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
 
 def _states(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
-
-
-def _find_device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BackboneError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}).") from error
-    return device
 
 
 def _compute_dtype(device: torch.device) -> torch.dtype:
