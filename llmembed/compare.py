@@ -31,6 +31,7 @@ from llmembed.features import Source, fit_scalers, open_sources
 from llmembed.folds import deal_folds, find_wholes
 from llmembed.fusion import LEARNED, Fusion, fused_layers
 from llmembed.heads import HEADS
+from llmembed.left_out import without_quarantined
 from llmembed.parent import die_with_parent
 from llmembed.train import (
     VERSIONS,
@@ -186,6 +187,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     folds: int = FOLDS,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Leaderboard:
     """Compare configurations on folds of the training split, and test the best of them once.
 
@@ -199,6 +201,7 @@ def compare(
     """
     start = perf_counter()
     sources = open_sources(root, dataset, backbones, layers)
+    dataset = without_quarantined(dataset, sources, on_warning)
     part = training_part(dataset, sources)
     wholes = find_wholes(dataset.texts("train"))
     _refuse_few_rows(part.labels[np.unique(wholes)], folds, dataset)

@@ -17,7 +17,8 @@ from llmembed.backbones import load_backbone
 from llmembed.cache import Cache
 from llmembed.dataset import Dataset, load_dataset
 from llmembed.errors import BackboneError, UsageError
-from llmembed.extract import SHARD_ROWS, estimate, extract, plan_extraction
+from llmembed.estimate import estimate
+from llmembed.extract import SHARD_ROWS, extract, plan_extraction
 from llmembed.identity import text_key
 from llmembed.resources import Resources
 
@@ -100,11 +101,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_embeddings(tiny_llama, tmp_p
     assert np.array_equal(embeddings(Cache.latest(killed), texts), embeddings(Cache.latest(whole), texts))
 
 
-def test_a_nan_stops_the_job_with_the_text_and_nothing_of_it_counts(small, tiny_llama, tmp_path):
+def test_a_model_that_gives_nan_alone_stops_the_job_and_nothing_counts(small, tiny_llama, tmp_path):
     folder = copy_of(tiny_llama, tmp_path)
     save_llama(folder, **{"layers.2.mlp.down_proj.weight": float("nan")})
     plan = plan_extraction(small, root=tmp_path / "cache", backbone=str(folder))
-    with pytest.raises(BackboneError, match=r"copy gave nan in layer 3, .*for the text '.*--device cpu"):
+    with pytest.raises(
+        BackboneError, match=r"copy gave nothing .* first 300 texts: nan in layer 3, for the text '.*--device cpu"
+    ):
         extract(plan)
     assert not Cache.at(tmp_path / "cache", small.name, "copy", plan.spec).commits
 

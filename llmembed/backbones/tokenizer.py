@@ -15,7 +15,7 @@ from llmembed.backbones import BackboneSpec, Tokens
 from llmembed.backbones.long_texts import Heads
 from llmembed.backbones.special import separate
 from llmembed.backbones.weights import ModelFiles
-from llmembed.errors import BackboneError
+from llmembed.errors import BackboneError, TextError
 
 # Where a head ends inside a word, its last token and the first one of the suffix may become more or fewer.
 SLACK_TOKENS = 4
@@ -57,7 +57,7 @@ class Tokenizer:
         """Tokenise [rows] texts.
 
         Raises:
-            BackboneError: a text without any token; there would be nothing to pool.
+            TextError: texts without any token; there would be nothing to pool.
         """
         heads = self._heads(texts)
         encodings = self._rust.encode_batch_fast([self._template.fill(head) for head in heads])
@@ -68,7 +68,8 @@ class Tokenizer:
                 ids[row] = self._fit(heads[row])
         ids = [self._template.real(row) for row in ids]
         if not all(ids):
-            raise BackboneError(f"The text {texts[ids.index([])]!r} has no tokens; leave it out.")
+            empty = {row: "no tokens" for row, given in enumerate(ids) if not given}
+            raise TextError(f"The text {texts[min(empty)][:80]!r} has no tokens; leave it out.", empty)
         return Tokens(ids, truncated)
 
     def _fit(self, text: str) -> list[int]:

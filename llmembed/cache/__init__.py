@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from llmembed.backbones import BackboneSpec
 from llmembed.backbones.weights import KNOWN
 from llmembed.cache.kept import Kept, keep
+from llmembed.cache.quarantine import Quarantine
 from llmembed.cache.shard import FORMAT, Rows, ShardView, encode_shard
 from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
@@ -58,6 +59,11 @@ class Located:
         """Give the positions of the keys that are not in the cache."""
         return np.flatnonzero(self.shard < 0)
 
+    @property
+    def found(self) -> "Located":
+        """Give only the rows that are in the cache."""
+        return Located(self.shard[self.shard >= 0], self.row[self.shard >= 0])
+
 
 class Cache:
     """The embeddings of one data set by one backbone spec, in one folder.
@@ -75,6 +81,7 @@ class Cache:
         self.dataset = folder.parent.name
         self.backbone = folder.name.rpartition("-")[0]
         self._store = LocalStore(folder)
+        self.quarantine = Quarantine(self._store)
 
     @classmethod
     def at(cls, root: Path, dataset: str, backbone: str, spec: BackboneSpec) -> "Cache":
