@@ -98,6 +98,10 @@ def extract(
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     on_empty: OnEmpty = "error",
+    on_bad_value: Annotated[
+        Literal["error", "skip"],
+        typer.Option(help="What to do in the end with texts whose vectors cannot be stored; all others are kept."),
+    ] = "error",
     limit: Limit = None,
     engine: ChosenEngine = None,
     device: Device = None,
@@ -109,6 +113,8 @@ def extract(
     """Stage 1: embed the texts that the cache does not have yet."""
     from llmembed import extract as stage
     from llmembed.dataset import load_dataset
+    from llmembed.estimate import estimate
+    from llmembed.resources import Resources
     from llmembed.show import ProgressLine, extraction_line, show_estimate, show_extraction
 
     loaded = load_dataset(dataset, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
@@ -123,18 +129,19 @@ def extract(
         template=template,
         dtype=dtype,
     )
-    resources = stage.Resources(engine=engine, device=device, gpus=gpus, tensor_parallel=tensor_parallel)
+    resources = Resources(engine=engine, device=device, gpus=gpus, tensor_parallel=tensor_parallel)
     if dry_run:
-        estimate = stage.estimate(plan, resources)
-        _print_json(asdict(estimate)) if as_json else show_estimate(estimate)
+        costs = estimate(plan, resources)
+        _print_json(asdict(costs)) if as_json else show_estimate(costs)
         return
     try:
         with ProgressLine("loading the model") as progress:
             report = stage.extract(
                 plan,
                 resources,
+                on_bad_value=on_bad_value,
                 on_progress=lambda done: progress.update(done.done, done.total, extraction_line(done)),
-                on_loss=_warn,
+                on_warning=_warn,
             )
     except KeyboardInterrupt:
         _warn(
@@ -233,6 +240,7 @@ def train(
         layers=_layers(layers),
         seed=seed,
         head_options=_head_options(hidden=_widths(hidden), dropout=dropout, class_weight=class_weight, device=device),
+        on_warning=_warn,
     )
     _print_json(training.to_json()) if as_json else show_training(training)
 
@@ -301,6 +309,7 @@ def compare(
             seeds=range(seeds),
             folds=folds,
             on_progress=lambda done, total: progress.update(done, total, f"{done:,} of {total:,} fits"),
+            on_warning=_warn,
         )
     _print_json(leaderboard.to_json()) if as_json else show_leaderboard(leaderboard)
     if picture is not None:

@@ -33,6 +33,7 @@ from llmembed.fusion import LEARNED, Fusion, fused_layers
 from llmembed.heads import HEADS, decide
 from llmembed.identity import seal, unseal
 from llmembed.labels import index_labels, index_options
+from llmembed.left_out import without_quarantined
 from llmembed.parent import die_with_parent
 from llmembed.train import (
     VERSIONS,
@@ -188,6 +189,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     folds: int = FOLDS,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Leaderboard:
     """Compare configurations on folds of the training split, and test the best of them once.
 
@@ -201,6 +203,7 @@ def compare(
     """
     start = perf_counter()
     sources = open_sources(root, dataset, backbones, layers)
+    dataset = without_quarantined(dataset, sources, on_warning)
     labels = sorted(set(dataset.labels("train")))
     wholes = find_wholes(dataset.texts("train"))
     part = training_part(dataset, sources, wholes)

@@ -4,6 +4,8 @@ Each message says what was found, where, what was expected and the command that 
 message on one line and exits with `exit_code`; any other exception is a fault of llmembed and keeps its traceback.
 """
 
+from collections.abc import Mapping
+
 
 class LLMEmbedError(Exception):
     """Base of all errors that a user can act on; never raised itself."""
@@ -31,6 +33,17 @@ class BackboneError(LLMEmbedError):
 
 class EngineError(BackboneError):
     """What runs the model died or ran out of memory; another process may still succeed."""
+
+
+class TextError(BackboneError):
+    """Texts that a backbone cannot embed, each on its own; `reasons` says why, by their position."""
+
+    def __init__(self, message: str, reasons: Mapping[int, str]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
+
+    def __reduce__(self) -> tuple[type["TextError"], tuple[str, dict[int, str]]]:
+        return type(self), (str(self), self.reasons)
 
 
 class CacheError(LLMEmbedError):

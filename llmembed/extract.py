@@ -5,39 +5,35 @@ done, how fast, and with how much energy. Knows no labels, no fusion, no head.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmembed.backbones import BackboneSpec, Engine, StoredDtype, describe_backbone, load_backbone
+from llmembed.backbones import (
+    BackboneSpec,
+    BadText,
+    StoredDtype,
+    describe_backbone,
+    load_backbone,
+)
 from llmembed.backbones.weights import ModelFiles
+from llmembed.bad_texts import BadTexts, OnBadValue
 from llmembed.cache import Cache
 from llmembed.dataset import Dataset
-from llmembed.errors import UsageError
-from llmembed.gpu import energy, group_gpus, matrix_rate, visible_gpus
+from llmembed.dealing import embed_on_gpus
+from llmembed.embedding import embed_blocks
+from llmembed.gpu import Meter, visible_gpus
 from llmembed.identity import text_key
 from llmembed.job import Pooling
-from llmembed.workers import embed_blocks, embed_on_gpus
+from llmembed.progress import Progress, Tally
+from llmembed.resources import CHOOSE, Resources
 
 # One shard: what a kill can cost (16 s with MiniLM on a laptop) against the number of files (250 for a million texts).
 SHARD_ROWS = 4096
-# The timed sample of a dry run.
-SAMPLE_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where an extraction stands: texts embedded of all that are missing, and what they cost so far."""
-
-    done: int
-    total: int
-    tokens: int
-    bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,7 @@ class Extraction:
         rows: rows of the data set; each was either embedded or reused.
         embedded: distinct texts that the model read in this run.
         reused: rows whose embeddings were there already, or belong to an equal text.
+        quarantined: distinct texts that have no embeddings; `extract` tries them again whenever it is run.
         truncated: rows whose text is longer than the length limit.
         tokens: tokens that the model read in this run.
         seconds: wall time of the run, loading the model included.
@@ -69,6 +66,7 @@ class Extraction:
     rows: int
     embedded: int
     reused: int
+    quarantined: int
     truncated: int
     tokens: int
     seconds: float
@@ -84,68 +82,6 @@ class Extraction:
     options: list[str]
     reading: dict[str, Any]
     backbone: str
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a model runs on; nothing of it changes the numbers beyond rounding.
-
-    Attributes:
-        engine: `vllm` or `transformers`; None chooses.
-        device: device of the transformers engine; None takes a GPU where there is one.
-        gpus: `all`, or numbers such as `0,1`: one process for each of them. None runs in this process.
-        tensor_parallel: number of GPUs that share one model (vLLM alone).
-    """
-
-    engine: Engine | None = None
-    device: str | None = None
-    gpus: str | None = None
-    tensor_parallel: int = 1
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """Give the options of `load_backbone`."""
-        return {"engine": self.engine, "device": self.device, "tensor_parallel": self.tensor_parallel}
-
-    def groups(self, visible: Sequence[str]) -> list[str]:
-        """Name the GPUs of each process, of those that are visible.
-
-        Raises:
-            UsageError: no such GPUs, or also a device.
-        """
-        if self.gpus is not None and self.device is not None:
-            raise UsageError(f"--gpus {self.gpus} and --device {self.device}: name one of them.")
-        return [] if self.gpus is None else group_gpus(self.gpus, visible, self.tensor_parallel)
-
-    def in_use(self, visible: Sequence[str]) -> list[str]:
-        """Name all GPUs that take part, of those that are visible.
-
-        Raises:
-            UsageError: there are not so many.
-        """
-        if self.gpus is not None:
-            return [gpu for group in self.groups(visible) for gpu in group.split(",")]
-        if 1 < self.tensor_parallel > len(visible):
-            raise UsageError(f"--tensor-parallel {self.tensor_parallel}: {len(visible)} GPUs can be used here.")
-        kind, _, number = (self.device or "cuda").partition(":")
-        first = int(number) if number.isdecimal() else 0
-        return list(visible[first : first + self.tensor_parallel]) if kind == "cuda" else []
-
-
-CHOOSE = Resources()
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What an extraction would do: `expected_seconds` comes from a short timed sample of the missing texts."""
-
-    rows: int
-    missing: int
-    tokens: int
-    truncated: int
-    bytes: int
-    expected_seconds: float
-    cache: str
 
 
 @dataclass(frozen=True)
@@ -208,45 +144,56 @@ def extract(
     plan: Plan,
     resources: Resources = CHOOSE,
     *,
+    on_bad_value: OnBadValue = "error",
     on_progress: Callable[[Progress], None] = lambda _: None,
-    on_loss: Callable[[str], None] = lambda _: None,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Extraction:
     """Embed what is missing and commit it, a shard of 4,096 texts at a time.
 
-    Killed, it loses the shards in work and the one being written. `on_loss` is told which GPU's process died, and why;
-    the others take over its work.
+    Killed, it loses the shards in work and the one being written. `on_warning` is told which GPU's process died, and
+    why, and what could not be measured. Texts without tokens, with values that must not be stored, or on which the
+    engine fails are quarantined in the cache, where the next extraction tries them again; with `on_bad_value="skip"`
+    the extraction ends well without them and `on_warning` lists them.
 
     Raises:
         UsageError: resources that exclude each other or are not there.
-        BackboneError: the model cannot be loaded, or gave a value that must not be stored; its shard does not count.
+        BackboneError: the model cannot be loaded, or gives nothing that can be stored; or, when all others are
+            committed, texts that have no embeddings.
         CacheError: the cache cannot be written to or is full, or texts are missing from it in the end.
     """
     start = time.perf_counter()
+    resources.check()
     gpus = resources.in_use(visible_gpus())
     repaired = plan.cache.prepare()
-    before = energy(gpus)
-    tally = _embed_missing(plan, resources, on_progress, on_loss)
-    after = energy(gpus)
-    done, on_gpu = tally.done, tally.engine.get("device", "cpu") != "cpu"
-    # Nothing is called done before every text is there: another process may have taken a shard out.
-    located = plan.cache.find_all([text_key(text) for text in plan.dataset.texts()], plan.dataset.words)
+    meter = Meter(gpus)
+    missing, bad = plan.missing(), BadTexts(plan.cache, on_bad_value)
+    tally = Tally(len(missing), row_bytes(plan.spec), on_progress)
+    _embed_missing(plan, missing, resources, tally, bad, on_warning)
+    done = tally.finish()
+    quarantined = bad.settle(missing, tally.engine, on_warning)
+    keys = [text_key(text) for text in plan.dataset.texts()]
+    # Nothing is called done before every other text is there: another process may have taken a shard out.
+    plan.cache.find_all([key for key in keys if key not in quarantined], plan.dataset.words)
+    located = plan.cache.locate(keys)
+    mfu, watt_hours = _gpu_use(plan, done, tally.engine, meter, on_warning)
     report = Extraction(
         rows=len(plan.dataset.table),
         embedded=done.done,
-        reused=len(plan.dataset.table) - done.done,
-        truncated=int(plan.cache.truncated(located).sum()),
+        reused=len(plan.dataset.table) - len(located.missing) - done.done,
+        quarantined=len(quarantined),
+        truncated=int(plan.cache.truncated(located.found).sum()),
         tokens=done.tokens,
         seconds=round(time.perf_counter() - start, 3),
         texts_per_second=round(done.done / done.seconds, 1) if done.done else 0.0,
         tokens_per_second=round(done.tokens / done.seconds, 1) if done.done else 0.0,
-        mfu=_utilisation(plan, done, gpus) if on_gpu else None,
-        watt_hours=round((after - before) / 3600, 3) if on_gpu and before is not None and after is not None else None,
+        mfu=mfu,
+        watt_hours=watt_hours,
         engine=tally.engine,
         bytes=plan.cache.size,
         repaired=repaired,
         cache=str(plan.cache.folder),
         dataset=plan.dataset.words,
-        options=plan.options,
+        options=plan.options + (["--on-bad-value", on_bad_value] if on_bad_value != "error" else []),
         reading=plan.dataset.reading,
         backbone=plan.files.found_as,
     )
@@ -254,61 +201,25 @@ def extract(
     return report
 
 
-def estimate(plan: Plan, resources: Resources = CHOOSE) -> Estimate:
-    """Say what an extraction would do, from all texts tokenised and a sample of them embedded; writes nothing."""
-    processes = max(len(resources.groups(visible_gpus())), 1)
-    missing = list(plan.missing().values())
-    tokens, truncated, seconds = 0, 0, 0.0
-    if missing:
-        with closing(load_backbone(plan.spec, plan.files, **resources.loading)) as backbone:
-            all_tokens = backbone.tokenize(missing)
-            tokens, truncated = int(all_tokens.lengths.sum()), int(all_tokens.truncated.sum())
-            sample = backbone.tokenize(missing[:: max(1, len(missing) // SAMPLE_ROWS)])
-            start = time.perf_counter()
-            list(backbone.embed([sample]))
-            seconds = (time.perf_counter() - start) * tokens / int(sample.lengths.sum())
-    return Estimate(
-        rows=len(plan.dataset.table),
-        missing=len(missing),
-        tokens=tokens,
-        truncated=truncated,
-        bytes=len(missing) * _row_bytes(plan.spec),
-        expected_seconds=round(seconds / processes, 1),
-        cache=str(plan.cache.folder),
-    )
-
-
-class _Tally:
-    """Counts what is embedded, from the moment when the model is loaded; of several processes the first one."""
-
-    def __init__(self, plan: Plan, on_progress: Callable[[Progress], None]) -> None:
-        self.done = Progress(0, 0, 0, 0, 0.0)
-        self.engine: dict[str, str] = {}
-        self._start = 0.0
-        self._row_bytes = _row_bytes(plan.spec)
-        self._on_progress = on_progress
-
-    def ready(self, engine: dict[str, str]) -> None:
-        if not self.engine:
-            self.engine, self._start = engine, time.perf_counter()
-
-    def batch(self, texts: int, tokens: int) -> None:
-        done = self.done
-        seconds, bytes_done = time.perf_counter() - self._start, done.bytes + texts * self._row_bytes
-        self.done = Progress(done.done + texts, done.total, done.tokens + tokens, bytes_done, seconds)
-        self._on_progress(self.done)
-
-
 def _embed_missing(
-    plan: Plan, resources: Resources, on_progress: Callable[[Progress], None], on_loss: Callable[[str], None]
-) -> _Tally:
-    tally = _Tally(plan, on_progress)
-    missing, groups = plan.missing(), resources.groups(visible_gpus())
-    tally.done = replace(tally.done, total=len(missing))
+    plan: Plan,
+    missing: dict[bytes, str],
+    resources: Resources,
+    tally: Tally,
+    bad: BadTexts,
+    on_warning: Callable[[str], None],
+) -> None:
+    groups = resources.groups(visible_gpus())
     if not missing:
-        return tally
-    keys = list(missing)
-    blocks = [{key: missing[key] for key in keys[i : i + SHARD_ROWS]} for i in range(0, len(keys), SHARD_ROWS)]
+        return
+    # Texts that failed before come last, in blocks of their own.
+    fresh, known = ([key for key in missing if (key in bad.known) == again] for again in (False, True))
+    parts = [keys[i : i + SHARD_ROWS] for keys in (fresh, known) for i in range(0, len(keys), SHARD_ROWS)]
+    blocks = [{key: missing[key] for key in keys} for keys in parts]
+
+    def on_bad(found: Mapping[bytes, BadText]) -> None:
+        bad.add(found, missing, tally.embedded)
+
     if groups:
         plan.cache.claim()
         embed_on_gpus(
@@ -319,24 +230,33 @@ def _embed_missing(
             groups,
             on_ready=tally.ready,
             on_batch=tally.batch,
-            on_loss=on_loss,
+            on_shard=tally.shard,
+            on_bad=on_bad,
+            on_loss=on_warning,
             **resources.loading,
         )
         plan.cache.refresh()
-        return tally
+        return
     with closing(load_backbone(plan.spec, plan.files, **resources.loading)) as backbone:
         # A folder that cannot be written to shows here, not after the first shard.
         plan.cache.claim()
         tally.ready(backbone.engine)
-        embed_blocks(backbone, blocks, plan.cache, tally.batch)
-    return tally
+        embed_blocks(backbone, blocks, plan.cache, tally.batch, tally.shard, on_bad)
 
 
-def _utilisation(plan: Plan, done: Progress, gpus: Sequence[str]) -> float | None:
-    rate = matrix_rate(visible_gpus().index(gpus[0]))
-    operations = done.tokens * plan.files.operations_per_token(max(plan.spec.layers))
-    return None if rate is None else round(operations / done.seconds / (rate * len(gpus)), 4)
+def _gpu_use(
+    plan: Plan, done: Progress, engine: dict[str, str], meter: Meter, on_warning: Callable[[str], None]
+) -> tuple[float | None, float | None]:
+    if engine.get("device", "cpu") == "cpu" or not done.seconds:
+        return None, None
+    operations = done.tokens * plan.files.operations_per_token(max(plan.spec.layers)) / done.seconds
+    watt_hours, mfu = meter.watt_hours(), meter.utilisation(operations)
+    lacking = [name for name, value in (("utilisation", mfu), ("energy", watt_hours)) if value is None]
+    if lacking:
+        on_warning(f"{engine['device']} could not be measured: the report has no {' and no '.join(lacking)}.")
+    return mfu, watt_hours
 
 
-def _row_bytes(spec: BackboneSpec) -> int:
+def row_bytes(spec: BackboneSpec) -> int:
+    """Return the bytes of one text's embeddings on disk."""
     return len(spec.layers) * spec.dim * np.dtype(spec.dtype).itemsize

@@ -1,11 +1,12 @@
 """What GPUs are here, what they can do at most, and what they use: matrix rate and energy.
 
-Without an NVIDIA driver there are none. Knows no model.
+Without an NVIDIA driver there are none that could be asked, although torch may use one (ROCm, Jetson, some containers):
+then nothing is measured. Knows no model.
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ def visible_gpus() -> list[str]:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     try:
         pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -33,7 +35,7 @@ def visible_gpus() -> list[str]:
         named = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
         # CUDA reads the list up to the first that is not there, such as -1.
         return list(takewhile(lambda gpu: not gpu.startswith("-"), named))
-    return [str(gpu) for gpu in range(pynvml.nvmlDeviceGetCount())]
+    return [str(gpu) for gpu in range(count)]
 
 
 def group_gpus(chosen: str, visible: Sequence[str], tensor_parallel: int = 1) -> list[str]:
@@ -75,6 +77,34 @@ def matrix_rate(gpu: int = 0) -> float | None:
         left, right = (torch.randn(MATRIX, MATRIX, device=f"cuda:{gpu}", dtype=torch.bfloat16) for _ in range(2))
         return max(_rate(left, right) for _ in range(5))
     except torch.OutOfMemoryError:
+        return None
+
+
+class Meter:
+    """Measures what GPUs use from its beginning on. What cannot be measured is None: a report never fails a job."""
+
+    def __init__(self, gpus: Sequence[str]) -> None:
+        self._gpus = gpus
+        self._before = _tried(lambda: energy(gpus))
+
+    def watt_hours(self) -> float | None:
+        """Return the energy that the GPUs used, by their own counters."""
+        after = _tried(lambda: energy(self._gpus))
+        return None if after is None or self._before is None else round((after - self._before) / 3600, 3)
+
+    def utilisation(self, operations_per_second: float) -> float | None:
+        """Return the share of the rate at which the GPUs multiply bfloat16 matrices (MFU)."""
+        if not self._gpus:
+            return None
+        rate = _tried(lambda: matrix_rate(visible_gpus().index(self._gpus[0])))
+        return None if rate is None else round(operations_per_second / (rate * len(self._gpus)), 4)
+
+
+def _tried(measure: Callable[[], float | None]) -> float | None:
+    try:
+        return measure()
+    except Exception:
+        # Drivers fail in ways that no list would hold, and what they were asked for is worth no embedding.
         return None
 
 

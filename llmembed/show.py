@@ -14,10 +14,11 @@ from rich.table import Table
 if TYPE_CHECKING:
     from llmembed.compare import Leaderboard
     from llmembed.dataset import Dataset
+    from llmembed.estimate import Estimate
     from llmembed.evaluate import Report
-    from llmembed.extract import Estimate, Extraction
-    from llmembed.extract import Progress as Done
+    from llmembed.extract import Extraction
     from llmembed.parity import Parity
+    from llmembed.progress import Progress as Done
     from llmembed.reproduce import Reproduction
     from llmembed.train import Training
 
@@ -75,6 +76,11 @@ def show_extraction(report: "Extraction", dataset: "Dataset") -> None:
         f"{report.rows:,} rows: {report.embedded:,} texts embedded, {report.reused:,} reused, "
         f"{report.truncated:,} truncated{skipped}"
     )
+    if report.quarantined:
+        left = (
+            "1 text has no embedding" if report.quarantined == 1 else f"{report.quarantined:,} texts have no embeddings"
+        )
+        print(f"{left} and will be tried again by the next extraction; training leaves them out")
     if report.repaired:
         print(f"{report.repaired:,} damaged shards were made again")
     if report.embedded:

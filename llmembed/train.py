@@ -7,7 +7,7 @@ that the head holds out; the test split is read after the fit.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from llmembed.folds import find_repeats
 from llmembed.fusion import LEARNED, Fusion
 from llmembed.heads import Head, make_head
 from llmembed.labels import index_labels, index_options, name_some
+from llmembed.left_out import without_quarantined
 from llmembed.predict import classify_rows
 from llmembed.scaling import Scaler
 
@@ -98,6 +99,7 @@ def train(
     head_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: Path | None = None,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Training:
     """Fit a head on a data set's embeddings, judge it on the test split and save the classifier.
 
@@ -105,7 +107,8 @@ def train(
     all. `head_options` are parameters of the head, such as `{"hidden": (512, 256)}` or weights by label,
     `{"class_weight": {"spam": 5.0}}`. The same seed on the same CPU
     gives the same metrics.json. Without `out` the classifier goes to a folder under models/ whose name tells the
-    settings, so that a training never replaces another one's.
+    settings, so that a training never replaces another one's. `on_warning` is told which rows are left out because
+    their texts have no embeddings.
 
     Raises:
         CacheError: no cache, rows missing from it, or a damaged shard, with the command that mends it.
@@ -114,6 +117,7 @@ def train(
         ClassifierError: `out` holds something else.
     """
     sources = open_sources(root, dataset, backbones, layers)
+    dataset = without_quarantined(dataset, sources, on_warning)
     return train_on(dataset, sources, fusion=fusion, head=head, head_options=head_options, seed=seed, out=out)
 
 

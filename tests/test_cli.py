@@ -90,7 +90,7 @@ def test_a_data_set_is_predicted_from_the_cache(trained, pydocs_cache, tmp_path)
         (["train", "--label-column", "topic"], 2, "--label-column without a data set"),
         (["extract", "pydocs", "--backbone", "./nowhere"], 4, "There is no folder ./nowhere"),
         (["extract", "pydocs", "--max-length", "2", "--cache", "nowhere"], 4, "leaves no room beside 2 special tokens"),
-        (["extract", "pydocs", "--device", "tpu3", "--cache", "nowhere"], 4, "--device tpu3 cannot be used here"),
+        (["extract", "pydocs", "--device", "tpu3", "--cache", "nowhere"], 2, "--device tpu3 cannot be used here"),
         (["extract", "pydocs", "--cache", __file__, "--limit", "700"], 5, "cannot be written: Not a directory"),
         (["predict", "nowhere", "--text", "a"], 6, "nowhere is not a classifier"),
         (["predict", "nowhere"], 2, "either --text or a source"),

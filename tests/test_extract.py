@@ -13,11 +13,14 @@ import pytest
 from conftest import save_llama
 from test_backbones import copy_of
 
+from llmembed.backbones import load_backbone
 from llmembed.cache import Cache
 from llmembed.dataset import Dataset, load_dataset
 from llmembed.errors import BackboneError, UsageError
-from llmembed.extract import SHARD_ROWS, Resources, estimate, extract, plan_extraction
+from llmembed.estimate import estimate
+from llmembed.extract import SHARD_ROWS, extract, plan_extraction
 from llmembed.identity import text_key
+from llmembed.resources import Resources
 
 
 @pytest.fixture
@@ -98,11 +101,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_embeddings(tiny_llama, tmp_p
     assert np.array_equal(embeddings(Cache.latest(killed), texts), embeddings(Cache.latest(whole), texts))
 
 
-def test_a_nan_stops_the_job_with_the_text_and_nothing_of_it_counts(small, tiny_llama, tmp_path):
+def test_a_model_that_gives_nan_alone_stops_the_job_and_nothing_counts(small, tiny_llama, tmp_path):
     folder = copy_of(tiny_llama, tmp_path)
     save_llama(folder, **{"layers.2.mlp.down_proj.weight": float("nan")})
     plan = plan_extraction(small, root=tmp_path / "cache", backbone=str(folder))
-    with pytest.raises(BackboneError, match=r"copy gave nan in layer 3, .*for the text '.*--device cpu"):
+    with pytest.raises(
+        BackboneError, match=r"copy gave nothing .* first 300 texts: nan in layer 3, for the text '.*--device cpu"
+    ):
         extract(plan)
     assert not Cache.at(tmp_path / "cache", small.name, "copy", plan.spec).commits
 
@@ -190,3 +195,35 @@ def test_on_the_cpu_there_is_neither_utilisation_nor_energy(small, tiny_llama, t
     assert report.tokens_per_second > report.texts_per_second > 0
     assert report.engine == plan.cache.commits[0].engine
     assert plan.cache.last_extraction()["engine"]["engine"] == "transformers"
+
+
+def on_a_card(device: str):
+    """Load backbones that say that they run on a card, which no driver here knows."""
+
+    def load(*described, **options):
+        backbone = load_backbone(*described, **options)
+        backbone.engine = {**backbone.engine, "device": device}
+        return backbone
+
+    return load
+
+
+def test_a_card_that_cannot_be_measured_is_a_warning_and_no_failure(small, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmembed.extract.load_backbone", on_a_card("AMD Instinct MI300X"))
+    plan, warnings = plan_extraction(small, root=tmp_path, backbone=str(tiny_llama)), []
+    report = extract(plan, on_warning=warnings.append)
+    assert (report.embedded, report.mfu, report.watt_hours) == (300, None, None)
+    assert warnings == ["AMD Instinct MI300X could not be measured: the report has no utilisation and no energy."]
+    assert plan.cache.last_extraction()["embedded"] == 300
+
+
+@pytest.mark.parametrize("device", ["xyz", "cuda:77", "meta", "mps"])
+def test_a_device_that_cannot_be_used_is_one_line_before_anything_is_done(device, small, tiny_llama, tmp_path):
+    plan = plan_extraction(small, root=tmp_path, backbone=str(tiny_llama))
+    for stage in (extract, estimate):
+        with pytest.raises(
+            UsageError, match=f"^--device {device} cannot be used here [^\n]{{1,250}}; use cpu"
+        ) as error:
+            stage(plan, Resources(device=device))
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*"))

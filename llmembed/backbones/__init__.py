@@ -74,6 +74,15 @@ class Tokens:
         return np.fromiter(map(len, self.ids), np.int32, len(self.ids))
 
 
+@dataclass(frozen=True)
+class BadText:
+    """Why a text has no embedding: in words, and the first layer and value that cannot be stored, where that is it."""
+
+    reason: str
+    layer: int | None = None
+    value: float | None = None
+
+
 OnBatch = Callable[[int, int], None]
 
 
@@ -89,7 +98,11 @@ class Backbone(Protocol):
     """Engine, its version, device and compute dtype: recorded with every shard."""
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Apply the template and tokenise; may run in another thread than `embed`."""
+        """Apply the template and tokenise; may run in another thread than `embed`.
+
+        Raises:
+            TextError: texts without any token.
+        """
         ...
 
     def embed(self, blocks: Iterable[Tokens], on_batch: OnBatch = ignore_batch) -> Iterator[np.ndarray]:
@@ -99,6 +112,7 @@ class Backbone(Protocol):
         and of tokens of every batch that is done.
 
         Raises:
+            TextError: texts of the block that would come next, which cannot be embedded; the others can.
             EngineError: the engine died or ran out of memory.
         """
         ...

@@ -18,7 +18,8 @@ from llmembed.backbones import BackboneSpec, OnBatch, Tokens, ignore_batch
 from llmembed.backbones.pooling import pool
 from llmembed.backbones.tokenizer import Tokenizer
 from llmembed.backbones.weights import ModelFiles
-from llmembed.errors import BackboneError, EngineError
+from llmembed.devices import find_device
+from llmembed.errors import BackboneError, EngineError, TextError
 
 # Measured with all-MiniLM-L6-v2 on 4 cores: 1,024 tokens beat 512 by 8 % and 2,048 by 6 %.
 CPU_BATCH_TOKENS = 1024
@@ -29,9 +30,10 @@ class TransformersBackbone:
     """A model run by transformers: float32 on the CPU, bfloat16 (float16 on older cards) on a GPU."""
 
     def __init__(self, spec: BackboneSpec, files: ModelFiles, *, device: str | None = None) -> None:
+        # First: what cannot be used shows before anything is loaded.
+        self._device = torch.device(find_device(device))
         self.spec = spec
         self.tokenize = Tokenizer(spec, files)
-        self._device = _find_device(device)
         dtype = _compute_dtype(self._device)
         self._model = _load_model(files, dtype).to(self._device)
         self._depth = files.config.depth
@@ -60,20 +62,44 @@ class TransformersBackbone:
 
     def _embed_block(self, tokens: Tokens, executor: ThreadPoolExecutor, on_batch: OnBatch) -> np.ndarray:
         embeddings = np.empty((len(tokens.ids), len(self.spec.layers), self.spec.dim), np.float32)
+        failed: dict[int, str] = {}
 
         def embed_batch(rows: np.ndarray) -> np.ndarray:
-            embeddings[rows] = self._forward([tokens.ids[row] for row in rows])
-            return rows
+            failed.update(self._embed_rows(tokens.ids, rows, embeddings))
+            return rows[[row not in failed for row in rows.tolist()]] if failed else rows
 
-        try:
-            for rows in executor.map(embed_batch, self._batches(tokens.lengths)):
-                on_batch(len(rows), int(tokens.lengths[rows].sum()))
-        except torch.OutOfMemoryError as error:
-            raise EngineError(
-                f"{self.spec.model} ran out of memory on {self.engine['device']} with texts of up to "
-                f"{tokens.lengths.max():,} tokens; lower --max-length, free the card, or use --device cpu."
-            ) from error
+        for rows in executor.map(embed_batch, self._batches(tokens.lengths)):
+            on_batch(len(rows), int(tokens.lengths[rows].sum()))
+        if failed:
+            row, reason = next(iter(failed.items()))
+            length = len(tokens.ids[row])
+            raise TextError(f"{self.spec.model} cannot embed a text of {length:,} tokens: {reason}", failed)
         return embeddings
+
+    def _embed_rows(self, ids: list[list[int]], rows: np.ndarray, embeddings: np.ndarray) -> dict[int, str]:
+        """Embed some texts in one batch, or else in ever smaller ones; give why those failed that fail alone."""
+        try:
+            embeddings[rows] = self._forward([ids[row] for row in rows])
+            return {}
+        except (RuntimeError, IndexError, MemoryError) as error:
+            reason = self._reason(error)
+        # Here and not above: an error holds on to the memory that there was too little of.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(rows) == 1:
+            return {int(rows[0]): reason}
+        halves = np.array_split(rows, 2)
+        return {row: why for half in halves for row, why in self._embed_rows(ids, half, embeddings).items()}
+
+    def _reason(self, error: Exception) -> str:
+        device = self.engine["device"]
+        if isinstance(error, torch.OutOfMemoryError):
+            return f"out of memory on {device}; lower --max-length, free the card, or use --device cpu"
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if self._device.type == "cuda":
+            # What went wrong there goes wrong ever after in this process.
+            raise EngineError(f"{self.spec.model} failed on {device} ({line}).") from error
+        return f"the model failed: {line}"
 
     def _workers(self) -> int:
         # On the CPU, batches in parallel with one thread each: torch's own threads wait for the slowest at every
@@ -132,15 +158,6 @@ def _first(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
 
 def _states(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
-
-
-def _find_device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BackboneError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}).") from error
-    return device
 
 
 def _compute_dtype(device: torch.device) -> torch.dtype:

@@ -19,6 +19,7 @@ from llmembed.cache.commits import FOLDER as COMMITS
 from llmembed.cache.commits import Commit, Shard, find_faults, open_shards, read_records, shard_id
 from llmembed.cache.kept import Kept
 from llmembed.cache.opening import is_claimed, open_spec
+from llmembed.cache.quarantine import Quarantine
 from llmembed.cache.remedy import extract_command, mend_command, recorded
 from llmembed.cache.shard import Rows
 from llmembed.cache.store import ORPHAN_SECONDS, LocalStore
@@ -41,6 +42,11 @@ class Located:
         """Give the positions of the keys that are not in the cache."""
         return np.flatnonzero(self.shard < 0)
 
+    @property
+    def found(self) -> "Located":
+        """Give only the rows that are in the cache."""
+        return Located(self.shard[self.shard >= 0], self.row[self.shard >= 0])
+
 
 class Cache:
     """The embeddings of one data set by one backbone spec, in one folder.
@@ -60,6 +66,7 @@ class Cache:
         self._store = LocalStore(folder)
         self._words: Sequence[str] = ()
         self._unwritten: dict[str, Kept] = {}
+        self.quarantine = Quarantine(self._store)
 
     @classmethod
     def at(cls, root: Path, dataset: str, backbone: str, spec: BackboneSpec) -> "Cache":
