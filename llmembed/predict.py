@@ -12,13 +12,12 @@ import polars as pl
 
 from llmembed.cache import Cache
 from llmembed.classifier import Classifier
-from llmembed.dataset import Dataset, column_texts, read_table, refuse_empty
+from llmembed.dataset import Dataset, column_texts, refuse_empty
 from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
 from llmembed.features import Rows, Source, locate_rows, read_embeddings
-
-FORMATS = (".csv", ".jsonl", ".parquet")
-
+from llmembed.formulas import count_formulas
+from llmembed.tables import check_columns_fit, check_format, read_table, write_table
 
 # Rows whose embeddings are in memory at once.
 BLOCK_ROWS = 2048
@@ -120,41 +119,39 @@ def predictions(probabilities: np.ndarray, labels: Sequence[str]) -> Iterable[di
         yield {"label": labels[best], "probability": by_label[labels[best]], "probabilities": by_label}
 
 
-def write_predictions(table: pl.DataFrame, probabilities: np.ndarray, labels: Sequence[str], path: Path) -> None:
+def write_predictions(
+    table: pl.DataFrame, probabilities: np.ndarray, labels: Sequence[str], path: Path, *, escape_formulas: bool = False
+) -> int:
     """Write a table with the columns predicted, probability and p_<label> added, as CSV, JSONL or Parquet by suffix.
 
+    What was there is replaced when all of it is written. `escape_formulas` puts an apostrophe before the cells of a CSV
+    file that a spreadsheet would take for formulas.
+
+    Returns:
+        the number of such cells that stand in the file.
+
     Raises:
-        UsageError: another suffix, or the table has columns of these names already.
+        UsageError: another suffix, the table has columns of these names already, or the place cannot be written to.
     """
     check_format(path)
-    check_columns(table, labels)
-    predicted = pl.DataFrame(
-        {"predicted": np.asarray(labels)[probabilities.argmax(axis=1)], "probability": probabilities.max(axis=1)}
-    )
+    check_columns(table, labels, path)
+    # As a fixed-width array of NumPy the labels would lose a NUL at their end, and one of 30 kB would cost gigabytes.
+    predicted = pl.Series("predicted", labels, dtype=pl.String).gather(probabilities.argmax(axis=1))
     by_label = pl.DataFrame({f"p_{label}": probabilities[:, column] for column, label in enumerate(labels)})
-    whole = pl.concat([table, predicted, by_label], how="horizontal")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".csv":
-        whole.write_csv(path)
-    elif path.suffix == ".jsonl":
-        whole.write_ndjson(path)
-    else:
-        whole.write_parquet(path)
+    added = pl.DataFrame([predicted, pl.Series("probability", probabilities.max(axis=1))])
+    whole = pl.concat([table, added, by_label], how="horizontal")
+    write_table(whole, path, escape=escape_formulas)
+    return 0 if escape_formulas or path.suffix != ".csv" else count_formulas(whole)
 
 
-def check_columns(table: pl.DataFrame, labels: Sequence[str]) -> None:
-    """Refuse a table whose columns predictions would overwrite, with a UsageError."""
+def check_columns(table: pl.DataFrame, labels: Sequence[str], path: Path) -> None:
+    """Refuse a table with columns that predictions would overwrite, or that `path` cannot hold, with a UsageError."""
     taken = {"predicted", "probability", *(f"p_{label}" for label in labels)} & set(table.columns)
     if taken:
         raise UsageError(f"The input has a column {min(taken)!r} already, which would be overwritten; rename it.")
+    check_columns_fit(table, path)
 
 
 def _some(labels: Iterable[str]) -> str:
     names = sorted(set(labels))
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-
-
-def check_format(path: Path) -> None:
-    """Refuse a suffix that predictions cannot be written as, with a UsageError."""
-    if path.suffix not in FORMATS:
-        raise UsageError(f"--out {path}: predictions are written as {', '.join(FORMATS)}.")

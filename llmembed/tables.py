@@ -115,7 +115,10 @@ def _read_parquet(path: Path) -> pl.DataFrame:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read()
     table.validate(full=True)
-    return pl.DataFrame(pl.from_arrow(table))
+    # Between the libraries names end at a NUL; the columns of two labels "a" and "a\0" would become one.
+    numbered = pl.DataFrame(pl.from_arrow(table.rename_columns([str(number) for number in range(table.num_columns)])))
+    numbered.columns = table.column_names
+    return numbered
 
 
 def _read_csv(path: Path, separator: str) -> pl.DataFrame:
