@@ -397,11 +397,12 @@ def predict(
     from llmembed import predict as stage
     from llmembed.classifier import Classifier
     from llmembed.dataset import load_dataset
+    from llmembed.tables import check_format
 
     if (text is None) == (source is None):
         raise UsageError("Name either --text or a source (a file, - for stdin, or a data set), not both.")
     if out is not None:
-        stage.check_format(out)
+        check_format(out)
     loaded = Classifier.load(classifier)
     if source is not None and source != "-" and not Path(source).is_file():
         if backbone or device:
@@ -417,10 +418,10 @@ def predict(
     else:
         table, texts = _texts(source, text, text_column)
         if out is not None:
-            stage.check_columns(table, loaded.record.labels)
+            stage.check_columns(table, loaded.record.labels, out)
         probabilities = stage.predict_texts(loaded, texts, backbones=backbone or [], device=device)
     if out is not None:
-        stage.write_predictions(table, loaded, probabilities, out)
+        stage.write_predictions(table, loaded.decide(probabilities), probabilities, loaded.record.labels, out)
         print(f"{len(table):,} predictions written to {out}", file=sys.stderr)
         if as_json:
             _print_json({"rows": len(table), "out": str(out)})

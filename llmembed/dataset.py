@@ -5,22 +5,23 @@ machine. Everything that could mislead a classifier is refused here, at the door
 bytes that are not UTF-8, one class. Knows no backbone and no cache.
 """
 
-import json
 import os
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
-from llmembed.errors import DatasetError
-from llmembed.identity import text_key
-from llmembed.job import Hub, Job, find_job, job_names, load_job
+from llmembed.errors import DatasetError, UsageError
+from llmembed.job import Hub, Job, find_job, job_names, load_job, redefinition
+from llmembed.splits import SPLITS, find_overlaps, limit_rows, with_test_split
+from llmembed.tables import SUFFIXES, read_table, write_table
 
-SPLITS = ("train", "validation", "test")
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
-# A table without a test split gives every fifth distinct text of a class to it.
-TEST_EVERY = 5
+__all__ = ["SPLITS", "SUFFIXES", "Dataset", "OnEmpty", "Reading", "load_dataset", "read_table"]
+
+# What a folder may be called: this leaves room for what others put behind it in names of 255 bytes.
+NAME_BYTES = 100
 
 OnEmpty = Literal["error", "skip"]
 
@@ -50,8 +51,10 @@ class Dataset:
     def words(self) -> list[str]:
         """Give the words of a command line that name this data set."""
         options = {name: value for name, value in self.reading.items() if name != "argument"}
+        argument = self.reading["argument"]
         return [
-            self.reading["argument"],
+            # A name that begins with a dash would be read as an option.
+            f"./{argument}" if argument.startswith("-") else argument,
             *(word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))),
         ]
 
@@ -75,6 +78,11 @@ class Reading:
     label_column: str = "label"
     on_empty: OnEmpty = "error"
 
+    @property
+    def columns(self) -> list[str]:
+        """Give the columns that are read."""
+        return [self.text_column, self.label_column]
+
 
 def load_dataset(
     argument: str,
@@ -93,78 +101,46 @@ def load_dataset(
     """
     path, job, reading = Path(argument), Job(), Reading(text_column, label_column, on_empty)
     # Only a bare name can be a job: ./agnews is the folder here.
-    bare = path.name == argument and path.suffix not in SUFFIXES
-    if bare and (find_job(argument) or (_local_copy(argument) and not path.exists())):
+    bare = path.name == argument and path.suffix not in SUFFIXES and not argument.startswith("-")
+    kind = _kind(path) if argument else "nothing"
+    named = bare and argument and (find_job(argument) or (_local_copy(argument) and kind == "nothing"))
+    if named:
         name, (table, job, origin) = argument, _read_named(argument, reading)
-    elif path.is_dir():
+    elif kind == "folder":
         name, table, origin = path.resolve().name, _read_folder(path, reading), str(path)
-    elif path.is_file():
+    elif kind == "file":
         name, table, origin = path.stem, _read_file(path, reading), str(path)
     else:
         raise DatasetError(
             f"No data set {argument!r}: it is neither a file nor a folder here, nor a job "
-            f"({', '.join(job_names())}). Name one of these or write jobs/{argument}.toml."
+            f"({', '.join(job_names())}). Name one of these or write jobs/{argument or 'NAME'}.toml."
         )
     rows = len(table)
     table = table.filter(~is_empty(table["text"]))
     skipped = rows - len(table)
     if "split" not in table.columns:
-        table = _with_test_split(table)
+        table = with_test_split(table)
     if limit is not None:
-        table = _limited(table, limit)
+        table = limit_rows(table, limit)
     _check_classes(table, origin)
     given = {**asdict(reading), "limit": limit}
     defaults = {**asdict(Reading()), "limit": None}
     differing = {option: value for option, value in given.items() if value != defaults[option]}
-    return Dataset(name, {"argument": argument, **differing}, origin, job, table, skipped, _warnings(table))
+    warnings = (*([] if not named else redefinition(argument)), *find_overlaps(table))
+    return Dataset(folder_name(name), {"argument": argument, **differing}, origin, job, table, skipped, warnings)
 
 
-def read_table(path: Path) -> pl.DataFrame:
-    """Read one Parquet, CSV, TSV or JSONL file as it is; CSV and TSV columns are all strings.
+def folder_name(name: str) -> str:
+    """Return a name that a folder in the cache can bear: the same, unless it would lead elsewhere or could not be made.
 
-    Raises:
-        DatasetError: another suffix, unreadable, empty, or bytes that are not UTF-8 (with the line).
+    Names that differ stay different.
     """
-    if path.suffix not in SUFFIXES:
-        raise DatasetError(
-            f"{path}: cannot read {path.suffix or 'a file without a suffix'!r}; use {', '.join(SUFFIXES)}."
-        )
-    try:
-        if path.suffix == ".parquet":
-            # Without glob=False the brackets in a file's name are a pattern.
-            table = pl.read_parquet(path, glob=False)
-        elif path.suffix == ".jsonl":
-            table = _read_jsonl(path)
-        else:
-            # Inferred types would turn the text "007" into a number.
-            separator = "\t" if path.suffix == ".tsv" else ","
-            table = pl.read_csv(_utf8(path), separator=separator, infer_schema=False)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise DatasetError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
-    if table.is_empty():
-        raise DatasetError(f"{path} has no rows.")
-    return table
-
-
-def _read_jsonl(path: Path) -> pl.DataFrame:
-    rows = []
-    # splitlines would also break at U+2028 and its like, which JSON allows inside a string.
-    for number, line in enumerate(_utf8(path).decode("utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            # Half of a surrogate pair is valid JSON and no text.
-            json.dumps(row, ensure_ascii=False).encode()
-        except ValueError as error:
-            raise DatasetError(f"{path} line {number:,} is not JSON in UTF-8: {error}.") from error
-        if not isinstance(row, dict):
-            raise DatasetError(f"{path} line {number:,} is not a JSON object.")
-        rows.append(row)
-    try:
-        return pl.DataFrame(rows, infer_schema_length=None, strict=True)
-    except (TypeError, pl.exceptions.PolarsError) as error:
-        raise DatasetError(f"{path}: a column holds values of several types ({str(error).splitlines()[0]}).") from error
+    plain = "".join(letter if letter.isprintable() and letter not in "/\\" else "_" for letter in name).lstrip(".")
+    short = plain.encode()[:NAME_BYTES].decode(errors="ignore")
+    if short == name != "":
+        return name
+    digest = sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{short}-{digest}".lstrip("-")
 
 
 def column_texts(table: pl.DataFrame, column: str, where: str) -> pl.Series:
@@ -213,7 +189,15 @@ def _read_named(name: str, reading: Reading) -> tuple[pl.DataFrame, Job, str]:
 
 def _local_copy(name: str) -> Path | None:
     folder = Path(os.environ.get("LLMEMBED_DATA", "")) / name
-    return folder if os.environ.get("LLMEMBED_DATA") and folder.is_dir() else None
+    return folder if os.environ.get("LLMEMBED_DATA") and _kind(folder) == "folder" else None
+
+
+def _kind(path: Path) -> Literal["file", "folder", "nothing"]:
+    try:
+        return "folder" if path.is_dir() else "file" if path.is_file() else "nothing"
+    except (OSError, ValueError):
+        # A name that is too long, or one with a NUL.
+        return "nothing"
 
 
 def _read_builtin() -> pl.DataFrame:
@@ -222,12 +206,16 @@ def _read_builtin() -> pl.DataFrame:
     # Set but empty means unset (XDG base directory specification).
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmembed"
     path = folder / f"pydocs-{pydocs_version()}.parquet"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        build_pydocs().write_parquet(partial)
-        partial.replace(path)
-    return pl.read_parquet(path)
+    try:
+        return read_table(path)
+    except DatasetError:
+        # Not there, or damaged: it is made again.
+        table = build_pydocs()
+    try:
+        write_table(table, path)
+    except UsageError as error:
+        raise DatasetError(f"{error} Name a folder for it with XDG_CACHE_HOME.") from error
+    return table
 
 
 def _read_hub(name: str, job: Job, reading: Reading) -> pl.DataFrame:
@@ -268,7 +256,7 @@ def _read_folder(folder: Path, reading: Reading) -> pl.DataFrame:
         files = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
         if len(files) > 1:
             raise DatasetError(f"{folder} has both {files[0].name} and {files[1].name}; keep one of them.")
-        parts += [_with_split(read_table(file), reading, str(file), split) for file in files]
+        parts += [_with_split(read_table(file, reading.columns), reading, str(file), split) for file in files]
     present = {part["split"][0] for part in parts}
     if not {"train", "test"} <= present:
         lacking = " and ".join(sorted({"train", "test"} - present))
@@ -277,7 +265,7 @@ def _read_folder(folder: Path, reading: Reading) -> pl.DataFrame:
 
 
 def _read_file(path: Path, reading: Reading) -> pl.DataFrame:
-    table = read_table(path)
+    table = read_table(path, [*reading.columns, "split"])
     if "split" not in table.columns:
         return _standardised(table, reading, str(path))
     if table.schema["split"] not in (pl.String, pl.Categorical, pl.Enum):
@@ -322,28 +310,6 @@ def _missing_column(column: str, table: pl.DataFrame, where: str, option: str) -
     return f"{where} has no column {column!r}; it has {', '.join(table.columns)}. Name the right one with {option}."
 
 
-def _utf8(path: Path) -> bytes:
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DatasetError(
-            f"{path} is not UTF-8: byte {content[error.start]:#04x} in line {line:,}; convert it to UTF-8."
-        ) from error
-    if not content.strip():
-        raise DatasetError(f"{path} is empty.")
-    return content
-
-
-def _with_test_split(table: pl.DataFrame) -> pl.DataFrame:
-    # By distinct text, so that equal texts never lie on both sides, whatever their labels and their order.
-    distinct = table.group_by("text").agg(pl.col("label").min())
-    rank = pl.col("key").rank("ordinal").over("label")
-    split = pl.when(rank % TEST_EVERY == 0).then(pl.lit("test")).otherwise(pl.lit("train")).alias("split")
-    return table.join(_with_keys(distinct).select("text", split), on="text", how="left", maintain_order="left")
-
-
 def _check_classes(table: pl.DataFrame, origin: str) -> None:
     for split in ("train", "test"):
         if table.filter(pl.col("split") == split).is_empty():
@@ -353,20 +319,3 @@ def _check_classes(table: pl.DataFrame, origin: str) -> None:
         raise DatasetError(
             f"{origin}: all training rows have the one label {classes[0]!r}; a classifier needs two or more."
         )
-
-
-def _limited(table: pl.DataFrame, limit: int) -> pl.DataFrame:
-    return _with_keys(table).filter(pl.col("key").rank("dense").over("split") <= limit).drop("key")
-
-
-def _with_keys(table: pl.DataFrame) -> pl.DataFrame:
-    return table.with_columns(pl.Series("key", [text_key(text) for text in table["text"]], dtype=pl.Binary))
-
-
-def _warnings(table: pl.DataFrame) -> tuple[str, ...]:
-    train, test = (table.filter(pl.col("split") == split) for split in ("train", "test"))
-    unseen = test.filter(~pl.col("label").is_in(train["label"].unique().to_list()))
-    if unseen.is_empty():
-        return ()
-    names = ", ".join(map(repr, sorted(unseen["label"].unique().to_list())))
-    return (f"{len(unseen):,} test rows have a label that no training row has, and count as errors: {names}.",)

@@ -59,24 +59,47 @@ def load_job(path: Path) -> Job:
     """
     try:
         return Job.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise DatasetError(f"{path}: key {'.'.join(map(str, first['loc']))!r}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} is not valid TOML: {error}") from error
 
 
 def find_job(name: str) -> Path | None:
     """Give the job file of `name`: `jobs/` of the working directory first, then the jobs that come with llmembed."""
-    for folder in _job_folders():
-        if (folder / f"{name}.toml").is_file():
-            return folder / f"{name}.toml"
-    return None
+    return next(iter(_job_files(name)), None)
+
+
+def redefinition(name: str) -> list[str]:
+    """Say that a job file of the working directory stands in the place of llmembed's own, if that is another one."""
+    files = _job_files(name)
+    if len(files) < 2 or files[0].samefile(files[1]) or files[0].read_bytes() == files[1].read_bytes():
+        return []
+    return [
+        f"{files[0]} of the working directory is used for {name}, in the place of llmembed's own {files[1]}; "
+        "give it another name if that is not meant."
+    ]
 
 
 def job_names() -> list[str]:
     """List the names of all jobs, sorted."""
     return sorted({path.stem for folder in _job_folders() for path in folder.glob("*.toml")})
+
+
+def _job_files(name: str) -> list[Path]:
+    files = [folder / f"{name}.toml" for folder in _job_folders()]
+    return [file for file in files if _is_file(file)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        # A name that is too long, or one with a NUL.
+        return False
 
 
 def _job_folders() -> list[Path]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from llmembed.compare import Leaderboard, Line
+from llmembed.files import replacing
 
 
 def draw_depths(leaderboard: Leaderboard, path: Path) -> None:
@@ -39,8 +40,8 @@ def draw_depths(leaderboard: Leaderboard, path: Path) -> None:
         axes.legend(fontsize=8)
     every_axes[0].set_ylabel(f"validation accuracy, % (mean of {leaderboard.folds} folds)")
     figure.suptitle(f"{leaderboard.winner.settings['dataset']}: one layer alone, and all fused")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150)
 
 
 def _best_by_layer(lines: tuple[Line, ...], backbone: int) -> dict[int, Line]:

@@ -12,14 +12,13 @@ import polars as pl
 
 from llmembed.cache import Cache
 from llmembed.classifier import Classifier
-from llmembed.dataset import Dataset, column_texts, read_table, refuse_empty
+from llmembed.dataset import Dataset, column_texts, refuse_empty
 from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
 from llmembed.features import Rows, Source, locate_rows, read_embeddings
+from llmembed.formulas import count_formulas
 from llmembed.labels import index_labels, name_some
-
-FORMATS = (".csv", ".jsonl", ".parquet")
-
+from llmembed.tables import check_columns_fit, check_format, read_table, write_table
 
 # Rows whose embeddings are in memory at once.
 BLOCK_ROWS = 2048
@@ -122,41 +121,40 @@ def predictions(classifier: Classifier, probabilities: np.ndarray) -> Iterable[d
         yield {"label": labels[predicted], "probability": by_label[labels[predicted]], "probabilities": by_label}
 
 
-def write_predictions(table: pl.DataFrame, classifier: Classifier, probabilities: np.ndarray, path: Path) -> None:
+def write_predictions(
+    table: pl.DataFrame,
+    decided: np.ndarray,
+    probabilities: np.ndarray,
+    labels: Sequence[str],
+    path: Path,
+    *,
+    escape_formulas: bool = False,
+) -> int:
     """Write a table with predicted, its probability and p_<label> as more columns, as CSV, JSONL or Parquet by suffix.
 
+    `decided` [rows] are the classes that were decided on, int64. What was there is replaced when all of it is written.
+    `escape_formulas` puts an apostrophe before the cells of a CSV file that a spreadsheet would take for formulas.
+
+    Returns:
+        the number of such cells that stand in the file.
+
     Raises:
-        UsageError: another suffix, or the table has columns of these names already.
+        UsageError: another suffix, the table has columns of these names already, or the place cannot be written to.
     """
-    labels = classifier.record.labels
     check_format(path)
-    check_columns(table, labels)
-    decided = classifier.decide(probabilities)
-    predicted = pl.DataFrame(
-        {
-            "predicted": pl.Series([labels[index] for index in decided.tolist()], dtype=pl.String),
-            "probability": probabilities[np.arange(len(decided)), decided],
-        }
-    )
+    check_columns(table, labels, path)
+    # As a fixed-width array of NumPy the labels would lose a NUL at their end, and one of 30 kB would cost gigabytes.
+    predicted = pl.Series("predicted", labels, dtype=pl.String).gather(decided)
     by_label = pl.DataFrame({f"p_{label}": probabilities[:, column] for column, label in enumerate(labels)})
-    whole = pl.concat([table, predicted, by_label], how="horizontal")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".csv":
-        whole.write_csv(path)
-    elif path.suffix == ".jsonl":
-        whole.write_ndjson(path)
-    else:
-        whole.write_parquet(path)
+    added = pl.DataFrame([predicted, pl.Series("probability", probabilities[np.arange(len(decided)), decided])])
+    whole = pl.concat([table, added, by_label], how="horizontal")
+    write_table(whole, path, escape=escape_formulas)
+    return 0 if escape_formulas or path.suffix != ".csv" else count_formulas(whole)
 
 
-def check_columns(table: pl.DataFrame, labels: Sequence[str]) -> None:
-    """Refuse a table whose columns predictions would overwrite, with a UsageError."""
+def check_columns(table: pl.DataFrame, labels: Sequence[str], path: Path) -> None:
+    """Refuse a table with columns that predictions would overwrite, or that `path` cannot hold, with a UsageError."""
     taken = {"predicted", "probability", *(f"p_{label}" for label in labels)} & set(table.columns)
     if taken:
         raise UsageError(f"The input has a column {min(taken)!r} already, which would be overwritten; rename it.")
-
-
-def check_format(path: Path) -> None:
-    """Refuse a suffix that predictions cannot be written as, with a UsageError."""
-    if path.suffix not in FORMATS:
-        raise UsageError(f"--out {path}: predictions are written as {', '.join(FORMATS)}.")
+    check_columns_fit(table, path)

@@ -25,6 +25,7 @@ from llmembed.dataset import Dataset
 from llmembed.errors import CacheError
 from llmembed.evaluate import evaluate
 from llmembed.features import Source, locate_rows, open_sources
+from llmembed.files import replacing
 from llmembed.fusion import LEARNED, Fusion
 from llmembed.labels import index_labels
 from llmembed.train import VERSIONS, describe_source, make_estimator, train_on
@@ -280,8 +281,9 @@ def reproduce(
         seconds=round(perf_counter() - start, 3),
     )
     content = json.dumps(reproduction.to_json(), ensure_ascii=False, indent=1)
-    (out / "reproduction.json").write_text(content + "\n", encoding="utf-8")
-    (out / "reproduction.md").write_text(reproduction.to_markdown(), encoding="utf-8")
+    for name, text in (("reproduction.json", content + "\n"), ("reproduction.md", reproduction.to_markdown())):
+        with replacing(out / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     return reproduction
 
 

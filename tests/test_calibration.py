@@ -80,7 +80,8 @@ def test_everything_that_labels_follows_one_decision(pydocs, pydocs_cache, tmp_p
     probabilities = predict_dataset(classifier, pydocs, root=pydocs_cache)
     assert evaluate_dataset(classifier, pydocs, root=pydocs_cache) == report
     rows = list(predictions(classifier, probabilities))
-    write_predictions(pl.DataFrame({"text": pydocs.texts("test")}), classifier, probabilities, tmp_path / "p.parquet")
+    table, decided = pl.DataFrame({"text": pydocs.texts("test")}), classifier.decide(probabilities)
+    write_predictions(table, decided, probabilities, classifier.record.labels, tmp_path / "p.parquet")
     table = pl.read_parquet(tmp_path / "p.parquet")
     labels = [row["label"] for row in rows]
     likeliest = [max(row["probabilities"], key=row["probabilities"].get) for row in rows]

@@ -11,9 +11,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmembed.dataset import load_dataset
+from llmembed.dataset import folder_name, load_dataset
 from llmembed.errors import DatasetError
-from llmembed.identity import text_key
 from llmembed.job import LAST_FIVE, Job, job_names, load_job
 
 JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.toml"))
@@ -145,24 +144,6 @@ def test_a_parquet_file_with_brackets_in_its_name_is_itself(tmp_path):
     write_table(tmp_path / "films1.parquet", [("another file", "xy"[i % 2]) for i in range(20)])
     path = write_table(tmp_path / "films[1].parquet", many())
     assert sorted(load_dataset(path).texts()) == sorted(text for text, _ in many())
-
-
-def test_every_fifth_text_of_a_class_is_for_testing(tmp_path):
-    rows = many(100) + [(f"rare {i}", "z") for i in range(9)]
-    loaded = load_dataset(write_table(tmp_path / "films.csv", rows))
-    assert [loaded.labels("test").count(label) for label in "xyz"] == [10, 10, 1]
-    assert loaded.table.select("text", "label").rows() == rows
-    ranked = sorted((text for text, label in rows if label == "x"), key=text_key)
-    assert {text for text in loaded.texts("test") if (text, "x") in rows} == set(ranked[4::5])
-
-
-def test_the_made_split_is_always_the_same_whatever_the_order_of_rows(tmp_path):
-    rows = many()
-    first = load_dataset(write_table(tmp_path / "films.csv", rows))
-    random.Random(0).shuffle(rows)
-    again = load_dataset(write_table(tmp_path / "shuffled.jsonl", rows))
-    assert sorted(first.texts("test")) == sorted(again.texts("test"))
-    assert again.table.select("text", "label").rows() == rows
 
 
 def test_equal_texts_never_lie_on_both_sides(tmp_path):
@@ -434,3 +415,50 @@ def test_an_unreachable_hub_names_both_ways_out():
     kind, _, message = run.stderr.splitlines()[-1].partition(": ")
     assert kind == "llmembed.errors.DatasetError" and "hf://datasets/stanfordnlp/sst2@" in message
     assert "put it into $LLMEMBED_DATA/sst2/ (LLMEMBED_DATA is not set)" in message and "connect to the hub" in message
+
+
+def test_a_job_that_redefines_one_of_llmembeds_own_is_named_with_both_files(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    for split, rows in (("train", TRAIN), ("test", TEST)):
+        write_table(data / "mr" / f"{split}.csv", rows)
+    own = next(path for path in JOBS if path.stem == "mr")
+    (tmp_path / "jobs" / "mr.toml").write_bytes(own.read_bytes())
+    assert load_dataset("mr").warnings == ()
+    (tmp_path / "jobs" / "mr.toml").write_text("max_length = 7")
+    (warning,) = load_dataset("mr").warnings
+    assert warning.startswith("jobs/mr.toml of the working directory is used for mr") and str(own) in warning
+
+
+@pytest.mark.parametrize("name", ["...csv", "....jsonl", ".hidden.csv", "\x1b[31m.csv", "x" * 240 + ".csv"])
+def test_the_name_of_a_file_never_leads_out_of_the_cache_folder(name, tmp_path):
+    loaded = load_dataset(write_table(tmp_path / name, many()))
+    assert loaded.name.isprintable() and len(loaded.name) < 120
+    assert (tmp_path / "cache" / loaded.name).resolve().parent == tmp_path / "cache"
+    assert not loaded.name.startswith(".") and loaded.name != load_dataset(write_table(tmp_path / "a.csv", many())).name
+
+
+def test_a_plain_name_is_that_of_its_folder_and_others_stay_different():
+    plain = ["films", "films[1]", "my films", "évidence", "a.b"]
+    odd = ["", ".", "..", "a\nb", "a\rb", ".a", "a\udcff", "/", "x" * 101]
+    assert [folder_name(name) for name in plain] == plain
+    assert len({folder_name(name) for name in [*plain, *odd, "a"]}) == 15
+
+
+@pytest.mark.parametrize("argument", ["", "x" * 300, "x" * 5000 + ".csv", "a\0b", "a\0b.csv", "-x", "\udcff"])
+def test_what_can_be_no_data_set_is_refused(argument):
+    with pytest.raises(DatasetError, match="No data set"):
+        load_dataset(argument)
+
+
+def test_a_name_that_begins_with_a_dash_is_no_option_in_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "-x.csv", many())
+    assert load_dataset("-x.csv").words == ["./-x.csv"]
+
+
+def test_labels_that_differ_in_a_nul_at_their_end_stay_two(tmp_path):
+    rows = [("a", "x", "train"), ("b", "x\0", "train"), ("c", "x\0", "test")]
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        loaded = load_dataset(write_table(tmp_path / f"films{suffix}", rows, ("text", "label", "split")))
+        assert loaded.labels("train") == ["x", "x\0"]

@@ -71,7 +71,8 @@ def test_labels_that_differ_by_a_nul_alone_are_compared_and_written_apart(pydocs
     assert sorted(line.accuracy for line in other.lines) == sorted(line.accuracy for line in plain.lines)
     classifier = Classifier.load(tmp_path / "n" / "model")
     table, probabilities = pl.DataFrame({"row": range(9)}), np.eye(9, len(classifier.record.labels), dtype=np.float32)
-    write_predictions(table, classifier, probabilities, tmp_path / "p.parquet")
+    decided = classifier.decide(probabilities)
+    write_predictions(table, decided, probabilities, classifier.record.labels, tmp_path / "p.parquet")
     assert pl.read_parquet(tmp_path / "p.parquet")["predicted"][:2].to_list() == ["numpy", "numpy\0"]
 
 
