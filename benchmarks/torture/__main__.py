@@ -82,7 +82,7 @@ def run_attack(attack: Attack, every: int, shown: int) -> Line:
                 if verdict.failure:
                     line.failures.append(verdict)
                     if len(line.failures) <= shown:
-                        print(f"  {verdict.case}: {verdict.failure}", flush=True)
+                        print(f"  {_cell(f'{verdict.case}: {verdict.failure}')}", flush=True)
     line.seconds = time.perf_counter() - start
     print(f"{line.tried:5} tried, {len(line.failures):4} failed, {line.seconds:4.0f} s: {attack.name}", flush=True)
     return line
@@ -130,7 +130,7 @@ def page(lines: list[Line], seconds: float, cpu_seconds: float) -> str:
 
 
 def _cell(text: str) -> str:
-    readable = "".join(character if character.isprintable() else "?" for character in text)
+    readable = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
     return readable.replace("|", "\\|")[:400]
 
 

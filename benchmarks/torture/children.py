@@ -88,16 +88,6 @@ class Child:
     process: Any
     notes: tempfile.TemporaryDirectory = field(repr=False)
 
-    def signal(self, number: int) -> None:
-        """Send it a signal; one that has ended already does not mind."""
-        if self.process.exitcode is None:
-            os.kill(self.process.pid, number)
-
-    def wait_for_start(self) -> None:
-        """Return when its function begins."""
-        while not Path(self.notes.name, "started").exists() and not wait([self.process.sentinel], 0.002):
-            pass
-
     def wait(self, seconds: float = SECONDS) -> Outcome:
         """Give how it ended; one that has not after so many seconds is killed."""
         hung = not wait([self.process.sentinel], seconds)
@@ -165,7 +155,6 @@ def _work(
     if memory:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory,) * 2)
-    (notes / "started").touch()
     for fault in faults:
         fault()
     status: Any = 0
@@ -176,6 +165,9 @@ def _work(
     except BaseException:
         traceback.print_exc()
         status = 1
+    # What was to stop the function comes too late.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     # As an interpreter ends: its threads before its child processes.
     threading._shutdown()
     sys.exit(status)

@@ -11,10 +11,10 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -41,6 +41,18 @@ def tear_after(root: Path, number: int, size: int) -> None:
     # Python ignores the signal and would see an error; its action can be set in the main thread alone.
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     _watch(root, _at(number, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))))
+
+
+def signal_after(root: Path, number: int, seconds: float) -> None:
+    """Send this process a signal so many seconds after it opens the first file under `root`: it has begun its work."""
+    timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), number))
+    timer.daemon = True
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and not timer.ident and str(Path(str(arguments[0])).absolute()).startswith(str(root)):
+            timer.start()
+
+    sys.addaudithook(hook)
 
 
 def stutter(root: Path, seed: int, longest: float) -> None:
@@ -106,7 +118,7 @@ def _at(number: int, act: Callable[[], None]) -> OnStep:
 
 
 def _watch(root: Path, on_step: OnStep) -> None:
-    lock, below = Lock(), str(root.resolve()) + os.sep
+    lock, below = threading.Lock(), str(root.resolve()) + os.sep
 
     def named(path: Any) -> str:
         return str(Path(os.fsdecode(path)).absolute()) if isinstance(path, (str, bytes, os.PathLike)) else ""

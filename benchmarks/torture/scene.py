@@ -131,6 +131,8 @@ def build_model(folder: Path, texts: list[str]) -> None:
 def leftovers(work: Path) -> list[str]:
     """List what a dead writer leaves: hidden entries, and shards that no commit names."""
     hidden = [path for path in work.rglob(".*") if not any(part.startswith(".") for part in path.parent.parts)]
+    # A file that processes lock must outlive them: whoever deletes it may delete another one's lock.
+    hidden = [path for path in hidden if path.name != ".lock" or path.stat().st_size]
     uncommitted = []
     for cache in work.glob("cache/*/*"):
         commits = "".join(path.read_text(errors="replace") for path in cache.glob("commits/*") if path.is_file())

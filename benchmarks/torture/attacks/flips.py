@@ -134,7 +134,7 @@ def attacks(scene: Scene) -> Iterator[Attack]:
         mended = chunks(scene, hurt[::MENDED], reading, *right, mend=True)
         yield Attack(f"flip: cache, {pattern}, then `extract`", mended)
         yield Attack(f"flip: cache, {pattern}, `train`", chunks(scene, hurt[::TRAINED], training))
-    footers = hurts(scene.start, "cache/*/*/shards/*", last=2500)
+    footers = hurts(scene.start, "cache/*/*/shards/*", last=2500, large=120)
     tampered = chunks(scene, footers, damage.train_any, reseal=True)
     yield Attack("tamper: cache, footers of shards, digests made to match, `train`", tampered)
     yield Attack("flip: cache, kept/, `train`", chunks(scene, hurts(scene.start, "cache/*/*/kept/*")[::3], training))

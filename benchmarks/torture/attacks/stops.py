@@ -9,13 +9,13 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from benchmarks.torture import doors
+from benchmarks.torture import faults
 from benchmarks.torture.attacks.kills import COMMANDS
-from benchmarks.torture.children import ENVIRONMENT, PromiseError, ended_well, start
+from benchmarks.torture.children import ENVIRONMENT, PromiseError, ended_well
 from benchmarks.torture.scene import Scene, check_nothing_left, grow_old
 from benchmarks.torture.verdicts import Attack, each
 
@@ -30,12 +30,10 @@ def stop(scene: Scene, name: str, number: int, seed: int) -> None:
     command, chance = COMMANDS[name], random.Random(f"{name}{number}{seed}")
     with scene.copy() as work:
         command.prepare(scene, work)
-        child = start(doors.command, *command.words(scene), folder=work)
-        child.wait_for_start()
-        # Within the first moments the command line is not there yet; most commands take half a second.
-        time.sleep(0.03 + chance.random() * (1.5 if name == "compare" else 0.5))
-        child.signal(number)
-        outcome = child.wait(30)
+        # From the first file on that it opens, most commands take half a second.
+        moment = chance.random() * (1.5 if name == "compare" else 0.5)
+        fault = partial(faults.signal_after, work, number, moment)
+        outcome = scene.call(work, *command.words(scene), faults=[fault], seconds=30)
         if outcome.status not in (0, 130, 128 + number) or "Traceback (most recent" in outcome.err:
             raise PromiseError(str(outcome))
         command.between(scene, work)
