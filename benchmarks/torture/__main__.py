@@ -57,13 +57,15 @@ def main() -> None:
     parser.add_argument("--all-failures", action="store_true", help="print every failure, not three of each attack")
     parser.add_argument("--out", type=Path, default=TABLE, help="where the table goes")
     options = parser.parse_args()
-    start = time.perf_counter()
+    start, lines = time.perf_counter(), []
     with tempfile.TemporaryDirectory(prefix="torture-scene-") as folder:
         scene = Scene(Path(folder) / "scene")
         attacks = chain.from_iterable(FAMILIES[name].attacks(scene) for name in options.only.split(","))
-        lines = [run_attack(attack, options.every, 10**9 if options.all_failures else 3) for attack in attacks]
-        seconds = time.perf_counter() - start, children.cpu_seconds()
-    options.out.write_text(page(lines, *seconds), encoding="utf-8")
+        for attack in attacks:
+            lines.append(run_attack(attack, options.every, 10**9 if options.all_failures else 3))
+            seconds = time.perf_counter() - start, children.cpu_seconds()
+            # After each, for a run that is stopped has found something too.
+            options.out.write_text(page(lines, options.every, *seconds), encoding="utf-8")
     failed = sum(len(line.failures) for line in lines)
     print(f"{sum(line.tried for line in lines):,} cases, {failed:,} failed, {_minutes(*seconds)}: {options.out}")
     sys.exit(1 if failed else 0)
@@ -104,7 +106,7 @@ def _minutes(seconds: float, cpu_seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes ({cpu_seconds / 60:.1f} of a core)"
 
 
-def page(lines: list[Line], seconds: float, cpu_seconds: float) -> str:
+def page(lines: list[Line], every: int, seconds: float, cpu_seconds: float) -> str:
     """Lay out the table with machine, commit and date."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     tried, failed = sum(line.tried for line in lines), sum(len(line.failures) for line in lines)
@@ -119,7 +121,7 @@ def page(lines: list[Line], seconds: float, cpu_seconds: float) -> str:
             "",
             f"Commit {commit or 'unknown'}, {datetime.now(UTC):%Y-%m-%d}; {describe_machine()}; "
             f"{_minutes(seconds, cpu_seconds)}.",
-            f"{tried:,} cases, {tried - failed:,} held, {failed:,} failed.",
+            f"{tried:,} cases{f' (every {every}th)' if every > 1 else ''}, {tried - failed:,} held, {failed:,} failed.",
             "",
             "| attack | tried | held | failed | first failure |",
             "|---|--:|--:|--:|---|",
