@@ -11,7 +11,7 @@ QUIET := --disable-pip-version-check --quiet
 PIP := $(VENV)/bin/pip $(QUIET)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-vllm lint extract bench bench-vllm clean
+.PHONY: help install demo test test-vllm lint extract bench bench-vllm torture clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ bench: $(BENCHMARKS_INSTALLED)  ## run the benchmarks (needs LLMEMBED_DATA with 
 
 bench-vllm: $(if $(filter $(GPU_VENV),$(EXTRACTING)),$(GPU_VENV),$(VLLM_VENV))/.installed  ## run the benchmark of the vllm engine
 	$(dir $<)bin/python benchmarks/extract_gpu.py
+
+torture: install  ## attack it: kills, flipped bits, full disks, races (15 minutes; as root also real disks)
+	$(VENV)/bin/python -m benchmarks.torture
 
 $(BENCHMARKS_INSTALLED): $(INSTALLED)
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,bench]'

@@ -1,0 +1,1 @@
+"""The attacks, one kind a file; each gives its `attacks(scene)`."""
