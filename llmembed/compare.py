@@ -31,7 +31,7 @@ from llmembed.features import Source, fit_scalers, open_sources
 from llmembed.folds import deal_folds, find_wholes
 from llmembed.fusion import LEARNED, Fusion, fused_layers
 from llmembed.heads import HEADS
-from llmembed.parent import die_with_parent
+from llmembed.parent import deaf_to_ctrl_c, die_with_parent
 from llmembed.train import (
     VERSIONS,
     Part,
@@ -285,7 +285,8 @@ def _run_all(trials: Sequence[Trial], sources: Sequence[Source], part: Part, fol
         ) as pool,
     ):
         # The widest first, so that no long trial begins when the others have ended.
-        waiting = [pool.submit(_run, trial) for trial in sorted(trials, key=_width, reverse=True)]
+        with deaf_to_ctrl_c():
+            waiting = [pool.submit(_run, trial) for trial in sorted(trials, key=_width, reverse=True)]
         try:
             for done in as_completed(waiting):
                 yield done.result()
