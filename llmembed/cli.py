@@ -3,83 +3,79 @@
 Results go to stdout (`--json`: one object), everything else to stderr.
 """
 
-import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from llmembed import __version__
-from llmembed.errors import LLMEmbedError, UsageError
-
-if TYPE_CHECKING:
-    from llmembed.dataset import Dataset
+from llmembed.ending import run
+from llmembed.errors import CacheError, UsageError
+from llmembed.files import check_writable
+from llmembed.inputs import load, load_or_latest, read_input
+from llmembed.options import (
+    DATASET_HELP,
+    AsJson,
+    Backbone,
+    Backbones,
+    CacheFolder,
+    ChosenEngine,
+    Device,
+    Gpus,
+    LabelColumn,
+    Layers,
+    Limit,
+    MaxLength,
+    OnEmpty,
+    OutFolder,
+    Pooling,
+    Seed,
+    Split,
+    Template,
+    TensorParallel,
+    TextColumn,
+    check_folder,
+    parse_layers,
+    parse_names,
+    parse_number,
+    parse_path,
+    parse_widths,
+    refuse_long,
+)
+from llmembed.printable import print_json, print_line, print_note
 
 app = typer.Typer(
     help="Run a frozen language model once over a data set, then fit classifiers from disk in seconds.",
     epilog="Exit codes: 0 done, 1 a fault of llmembed, or engines that differ (check-parity), 2 usage, 3 data set, "
-    "4 backbone, 5 cache, 6 classifier, 130 stopped.",
+    "4 backbone, 5 cache, 6 classifier, 130 stopped (Ctrl-C, SIGTERM), 141 nobody reads stdout.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-DATASET_HELP = "A name (jobs/NAME.toml), a Parquet, CSV, TSV or JSONL file, or a folder with train and test files."
-CacheFolder = Annotated[Path, typer.Option("--cache", help="Folder of the embeddings.", metavar="FOLDER")]
-Backbone = Annotated[
-    str | None, typer.Option(help="minilm, bert-large, roberta-large, llama2-7b, a hub id or a folder.")
-]
-Backbones = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--backbone",
-        help="Whose embeddings: a name, a hub id, a folder, or a cache's BACKBONE-FINGERPRINT; repeat to fuse several.",
-    ),
-]
-Layers = Annotated[
-    str | None, typer.Option(help="Layers, such as -5,-4,-3; 0 is the embedding layer, -1 the last.", metavar="I,J,…")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-TextColumn = Annotated[str, typer.Option(help="Column of the texts.")]
-LabelColumn = Annotated[str, typer.Option(help="Column of the labels.")]
-OnEmpty = Annotated[Literal["error", "skip"], typer.Option(help="What to do with empty texts.")]
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="At most so many distinct texts of each split, always the same ones.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
-Split = Annotated[Literal["train", "validation", "test"], typer.Option(help="Which rows of a data set.")]
-ChosenEngine = Annotated[
-    Literal["vllm", "transformers"] | None,
-    typer.Option("--engine", help="What runs the model; default: vllm where it is installed beside a GPU."),
-]
-Gpus = Annotated[
-    str | None, typer.Option(help="all, or numbers: one process for each GPU; default: one GPU.", metavar="all|0,1,…")
-]
-TensorParallel = Annotated[int, typer.Option(min=1, help="GPUs that share a model too large for one (vllm).")]
-Pooling = Annotated[Literal["mean", "max", "first", "last"] | None, typer.Option(help="From tokens to a vector.")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens a text may have; longer ones are cut.")]
-Template = Annotated[str | None, typer.Option(help="What the model reads; {text} stands for the text.")]
-
 
 def main() -> None:
     """Run the command line; an error that the user can act on becomes one line and an exit code."""
-    try:
-        app()
-    except LLMEmbedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(run(_invoke))
+
+
+def _invoke() -> None:
+    # Not app(): it would end the process in its own ways on Ctrl-C, a closed pipe and a wrong option.
+    command = typer.main.get_command(app)
+    with command.make_context("llmembed", sys.argv[1:]) as context:
+        command.invoke(context)
 
 
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Run a frozen language model once over a data set, then fit classifiers from disk in seconds."""
     if show:
-        print(__version__)
+        print_line(__version__)
         raise typer.Exit
 
 
@@ -112,18 +108,18 @@ def extract(
 ) -> None:
     """Stage 1: embed the texts that the cache does not have yet."""
     from llmembed import extract as stage
-    from llmembed.dataset import load_dataset
     from llmembed.estimate import estimate
     from llmembed.resources import Resources
     from llmembed.show import ProgressLine, extraction_line, show_estimate, show_extraction
 
-    loaded = load_dataset(dataset, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
-    _warn(*loaded.warnings)
+    if not dry_run:
+        check_folder("--cache", cache, CacheError)
+    loaded = load(dataset, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
     plan = stage.plan_extraction(
         loaded,
         root=cache,
         backbone=backbone,
-        layers=_layers(layers),
+        layers=parse_layers(layers),
         pooling=pooling,
         max_length=max_length,
         template=template,
@@ -132,7 +128,7 @@ def extract(
     resources = Resources(engine=engine, device=device, gpus=gpus, tensor_parallel=tensor_parallel)
     if dry_run:
         costs = estimate(plan, resources)
-        _print_json(asdict(costs)) if as_json else show_estimate(costs)
+        print_json(asdict(costs)) if as_json else show_estimate(costs)
         return
     try:
         with ProgressLine("loading the model") as progress:
@@ -141,14 +137,14 @@ def extract(
                 resources,
                 on_bad_value=on_bad_value,
                 on_progress=lambda done: progress.update(done.done, done.total, extraction_line(done)),
-                on_warning=_warn,
+                on_warning=print_note,
             )
     except KeyboardInterrupt:
-        _warn(
+        print_note(
             f"stopped; {len(plan.cache.commits)} shards in {plan.cache.folder} are kept. Run the same command to go on."
         )
         raise typer.Exit(130) from None
-    _print_json(asdict(report)) if as_json else show_extraction(report, loaded)
+    print_json(asdict(report)) if as_json else show_extraction(report, loaded)
 
 
 @app.command("check-parity")
@@ -164,31 +160,42 @@ def check_parity(
     rows: Annotated[int, typer.Option(min=1, help="Texts to compare, from the shortest to the longest.")] = 64,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Largest relative error that passes; default: 1e-4 in float32, 0.05 in bfloat16."),
+        typer.Option(
+            min=0,
+            callback=parse_number,
+            help="Largest relative error that passes; default: 1e-4 in float32, 0.05 in bfloat16.",
+        ),
     ] = None,
     tensor_parallel: TensorParallel = 1,
     as_json: AsJson = False,
 ) -> None:
     """Compare the engines vllm and transformers on a sample; exit with 1 if they differ by more than rounding."""
-    from llmembed.dataset import load_dataset
     from llmembed.extract import plan_extraction
     from llmembed.parity import check_parity
     from llmembed.show import show_parity
 
-    loaded = load_dataset(dataset, text_column=text_column, label_column=label_column)
-    plan = plan_extraction(
-        loaded,
-        root=Path("cache"),
-        backbone=backbone,
-        layers=_layers(layers),
-        pooling=pooling,
-        max_length=max_length,
-        template=template,
-    )
+    loaded = load(dataset, text_column=text_column, label_column=label_column)
+    # An empty folder in the place of the cache: a damaged one must not stand in the way of a comparison of engines.
+    with TemporaryDirectory() as root:
+        plan = plan_extraction(
+            loaded,
+            root=Path(root),
+            backbone=backbone,
+            layers=parse_layers(layers),
+            pooling=pooling,
+            max_length=max_length,
+            template=template,
+        )
+    texts = loaded.texts()
     parity = check_parity(
-        plan.spec, plan.files, loaded.texts(), rows=rows, tolerance=tolerance, tensor_parallel=tensor_parallel
+        plan.spec,
+        plan.files,
+        texts,
+        rows=min(rows, len(texts)),
+        tolerance=tolerance,
+        tensor_parallel=tensor_parallel,
     )
-    _print_json(asdict(parity)) if as_json else show_parity(parity)
+    print_json(asdict(parity)) if as_json else show_parity(parity)
     if not parity.passed:
         raise typer.Exit(1)
 
@@ -209,7 +216,9 @@ def train(
     hidden: Annotated[
         str | None, typer.Option(help="Widths of the hidden layers of --head mlp; default 256.", metavar="I,J,…")
     ] = None,
-    dropout: Annotated[float | None, typer.Option(min=0, max=0.95, help="Dropout of --head mlp; default 0.5.")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(min=0, max=0.95, callback=parse_number, help="Dropout of --head mlp; default 0.5.")
+    ] = None,
     class_weight: Annotated[
         Literal["none", "sqrt", "balanced"] | None,
         typer.Option(help="How much more rows of rare classes count; default: sqrt for mlp, none for the others."),
@@ -217,8 +226,8 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="Where --head mlp is trained: cpu or cuda; default: a GPU if there is one.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Fixes every random choice.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the classifier; default: under models/.")] = None,
+    seed: Seed = 0,
+    out: OutFolder = None,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     on_empty: OnEmpty = "error",
@@ -229,7 +238,9 @@ def train(
     from llmembed import train as stage
     from llmembed.show import show_training
 
-    loaded = _load_or_latest(cache, backbone or [], dataset, text_column, label_column, on_empty, limit)
+    chosen, widths = parse_layers(layers), parse_widths(hidden)
+    _check_classifier(out)
+    loaded = load_or_latest(cache, backbone or [], dataset, text_column, label_column, on_empty, limit)
     training = stage.train(
         loaded,
         root=cache,
@@ -237,12 +248,12 @@ def train(
         backbones=backbone or [],
         fusion=fusion,
         head=head,
-        layers=_layers(layers),
+        layers=chosen,
         seed=seed,
-        head_options=_head_options(hidden=_widths(hidden), dropout=dropout, class_weight=class_weight, device=device),
-        on_warning=_warn,
+        head_options=_head_options(hidden=widths, dropout=dropout, class_weight=class_weight, device=device),
+        on_warning=print_note,
     )
-    _print_json(training.to_json()) if as_json else show_training(training)
+    print_json(training.to_json()) if as_json else show_training(training)
 
 
 @app.command()
@@ -259,18 +270,20 @@ def compare(
         typer.Option(help="Widths of the hidden layers of mlp; repeat to compare several.", metavar="I,J,…"),
     ] = None,
     dropout: Annotated[
-        list[float] | None, typer.Option(min=0, max=0.95, help="Dropout of mlp; repeat to compare several.")
+        list[float] | None,
+        typer.Option(min=0, max=0.95, callback=parse_number, help="Dropout of mlp; repeat to compare several."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Fit every configuration with so many seeds.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Fit every configuration with so many seeds.")] = 1,
     folds: Annotated[int, typer.Option(min=2, help="Validation folds of the training split.")] = 3,
     cache: CacheFolder = Path("cache"),
     results: Annotated[
-        Path, typer.Option(help="Folder of the results, which a second call reuses.", metavar="FOLDER")
+        Path,
+        typer.Option(help="Folder of results, which a second call reuses.", metavar="FOLDER", parser=parse_path),
     ] = Path("comparisons"),
     backbone: Backbones = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the best classifier; default: under models/.")] = None,
+    out: OutFolder = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw the accuracy by layer: .png or .svg.", metavar="FILE")
+        Path | None, typer.Option(help="Draw the accuracy by layer: .png or .svg.", metavar="FILE", parser=parse_path)
     ] = None,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
@@ -286,12 +299,16 @@ def compare(
 
     if picture is not None and picture.suffix not in (".png", ".svg"):
         raise UsageError(f"--picture {picture}: pictures are drawn as .png or .svg.")
-    fusions = _names("--fusion", fusion, get_args(Fusion)) or stage.FUSIONS
-    heads = _names("--head", head, tuple(HEADS)) or tuple(HEADS)
+    fusions = parse_names("--fusion", fusion, get_args(Fusion)) or stage.FUSIONS
+    heads = parse_names("--head", head, tuple(HEADS)) or tuple(HEADS)
     if (hidden or dropout) and "mlp" not in heads:
         raise UsageError(f"{'--hidden' if hidden else '--dropout'} without --head mlp: it is an option of mlp alone.")
-    loaded = _load_or_latest(cache, backbone or [], dataset, text_column, label_column, on_empty, limit)
-    widths, dropouts = [_widths(each) for each in hidden or []], dropout or []
+    chosen, widths, dropouts = parse_layers(layers), [parse_widths(each) for each in hidden or []], dropout or []
+    if picture is not None:
+        check_writable(picture)
+    check_folder("--results", results)
+    _check_classifier(out)
+    loaded = load_or_latest(cache, backbone or [], dataset, text_column, label_column, on_empty, limit)
     variants = product(
         *([(name, value) for value in values] for name, values in (("hidden", widths), ("dropout", dropouts)) if values)
     )
@@ -302,21 +319,21 @@ def compare(
             results=results,
             out=out,
             backbones=backbone or [],
-            layers=_layers(layers),
+            layers=chosen,
             fusions=fusions,
             heads=heads,
             options={"mlp": [dict(variant) for variant in variants]},
             seeds=range(seeds),
             folds=folds,
             on_progress=lambda done, total: progress.update(done, total, f"{done:,} of {total:,} fits"),
-            on_warning=_warn,
+            on_warning=print_note,
         )
-    _print_json(leaderboard.to_json()) if as_json else show_leaderboard(leaderboard)
+    print_json(leaderboard.to_json()) if as_json else show_leaderboard(leaderboard)
     if picture is not None:
         from llmembed.picture import draw_depths
 
         draw_depths(leaderboard, picture)
-        _warn(f"accuracy by layer drawn in {picture}")
+        print_note(f"accuracy by layer drawn in {picture}")
 
 
 @app.command()
@@ -336,48 +353,61 @@ def reproduce(
     layers: Layers = None,
     cache: CacheFolder = Path("cache"),
     backbone: Backbones = None,
-    seed: Annotated[int, typer.Option(help="Fixes every random choice.")] = 0,
+    seed: Seed = 0,
     out: Annotated[
-        Path, typer.Option(help="Folder of reproduction.md, reproduction.json and the classifiers.", metavar="FOLDER")
+        Path,
+        typer.Option(
+            help="Folder of reproduction.md, reproduction.json and the classifiers.",
+            metavar="FOLDER",
+            parser=parse_path,
+        ),
     ] = Path("reproduction"),
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the paper's table: its data sets, fusion by fusion, with baselines and published figures beside them."""
     from llmembed import reproduce as stage
-    from llmembed.dataset import load_dataset
     from llmembed.fusion import Fusion
     from llmembed.heads import HEADS
     from llmembed.show import ProgressLine, show_reproduction
 
-    fusions = _names("--fusion", fusion, get_args(Fusion))
-    if len(_names("--head", head, tuple(HEADS))) > 1:
+    fusions = parse_names("--fusion", fusion, get_args(Fusion))
+    if len(parse_names("--head", head, tuple(HEADS))) > 1:
         raise UsageError(f"--head {head}: a table has one head; name one of {', '.join(HEADS)}.")
-    named = _names("--dataset", ",".join(dataset) if dataset else None, tuple(stage.PAPER))
-    datasets = [load_dataset(name, limit=limit) for name in stage.PAPER if not named or name in named]
+    named = parse_names("--dataset", ",".join(dataset) if dataset else None, tuple(stage.PAPER))
+    check_folder("--out", out)
+    datasets = [load(name, limit=limit) for name in stage.PAPER if not named or name in named]
     with ProgressLine("reading the caches") as progress:
         reproduction = stage.reproduce(
             datasets,
             root=cache,
             out=out,
             backbones=backbone or [],
-            layers=_layers(layers),
+            layers=parse_layers(layers),
             fusions=fusions,
             head=head,
             seed=seed,
             on_progress=lambda done, total: progress.update(done, total, f"{done:,} of {total:,} fits"),
         )
-    _print_json(reproduction.to_json()) if as_json else show_reproduction(reproduction, out)
+    print_json(reproduction.to_json()) if as_json else show_reproduction(reproduction, out)
 
 
 @app.command()
 def predict(
-    classifier: Annotated[Path, typer.Argument(help="Folder of a trained classifier.")],
+    classifier: Annotated[Path, typer.Argument(help="Folder of a trained classifier.", parser=parse_path)],
     source: Annotated[
         str | None, typer.Argument(help="A file of texts, - for stdin (a text per line), or a data set in the cache.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="One text.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a table: .csv, .jsonl or .parquet.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a table: .csv, .jsonl or .parquet.", parser=parse_path)
+    ] = None,
+    escape_formulas: Annotated[
+        bool,
+        typer.Option(
+            "--escape-formulas", help="Put an apostrophe before cells of a .csv that a spreadsheet would run."
+        ),
+    ] = False,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     on_empty: OnEmpty = "error",
@@ -386,7 +416,10 @@ def predict(
     cache: CacheFolder = Path("cache"),
     backbone: Annotated[
         list[str] | None,
-        typer.Option(help="Where the model is now, if it was moved; once for each, in the order of the training."),
+        typer.Option(
+            callback=refuse_long,
+            help="Where the model is now, if it was moved; once for each, in the order of the training.",
+        ),
     ] = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -396,47 +429,54 @@ def predict(
 
     from llmembed import predict as stage
     from llmembed.classifier import Classifier
-    from llmembed.dataset import load_dataset
+    from llmembed.dataset import is_file
     from llmembed.tables import check_format
 
     if (text is None) == (source is None):
         raise UsageError("Name either --text or a source (a file, - for stdin, or a data set), not both.")
+    if escape_formulas and (out is None or out.suffix != ".csv"):
+        raise UsageError("--escape-formulas without --out FILE.csv: it is about cells of a CSV file.")
     if out is not None:
         check_format(out)
+        check_writable(out)
     loaded = Classifier.load(classifier)
-    if source is not None and source != "-" and not Path(source).is_file():
+    if source is not None and source != "-" and not is_file(source):
         if backbone or device:
             option = "--backbone" if backbone else "--device"
             raise UsageError(
                 f"{option} and the data set {source}: its embeddings are read from the cache, without a model."
             )
-        dataset = load_dataset(
-            source, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit
-        )
+        dataset = load(source, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
         table = pl.DataFrame({"text": dataset.texts(split), "label": dataset.labels(split)})
         probabilities = stage.predict_dataset(loaded, dataset, root=cache, split=split)
     else:
-        table, texts = _texts(source, text, text_column)
+        table, texts = read_input(source, text, text_column)
         if out is not None:
             stage.check_columns(table, loaded.record.labels, out)
         probabilities = stage.predict_texts(loaded, texts, backbones=backbone or [], device=device)
     if out is not None:
-        stage.write_predictions(table, loaded.decide(probabilities), probabilities, loaded.record.labels, out)
-        print(f"{len(table):,} predictions written to {out}", file=sys.stderr)
+        decided, labels = loaded.decide(probabilities), loaded.record.labels
+        formulas = stage.write_predictions(table, decided, probabilities, labels, out, escape_formulas=escape_formulas)
+        print_note(f"{len(table):,} predictions written to {out}")
+        if formulas:
+            print_note(
+                f"{formulas:,} cells of {out} begin as formulas of a spreadsheet do; --escape-formulas puts an "
+                "apostrophe before them."
+            )
         if as_json:
-            _print_json({"rows": len(table), "out": str(out)})
+            print_json({"rows": len(table), "out": str(out)})
         return
     rows = list(stage.predictions(loaded, probabilities))
     if as_json and text is None:
-        _print_json({"predictions": rows})
+        print_json({"predictions": rows})
         return
     for row in rows:
-        _print_json(row)
+        print_json(row)
 
 
 @app.command()
 def evaluate(
-    classifier: Annotated[Path, typer.Argument(help="Folder of a trained classifier.")],
+    classifier: Annotated[Path, typer.Argument(help="Folder of a trained classifier.", parser=parse_path)],
     dataset: Annotated[str, typer.Argument(help=f"{DATASET_HELP} Its embeddings must be in the cache.")],
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
@@ -448,101 +488,27 @@ def evaluate(
 ) -> None:
     """Judge a trained classifier on a data set with the same labels, such as one of another domain."""
     from llmembed.classifier import Classifier
-    from llmembed.dataset import load_dataset
     from llmembed.predict import evaluate_dataset
     from llmembed.show import show_report
 
     loaded = Classifier.load(classifier)
-    judged = load_dataset(dataset, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
-    _warn(*judged.warnings)
+    judged = load(dataset, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
     report = evaluate_dataset(loaded, judged, root=cache, split=split)
     unknown = sorted(set(judged.labels(split)) - set(loaded.record.labels))
     if unknown:
-        _warn(f"labels that the classifier does not know, counted as errors: {', '.join(unknown)}")
-    _print_json({"dataset": judged.name, "split": split, **asdict(report)}) if as_json else show_report(report, split)
+        print_note(f"labels that the classifier does not know, counted as errors: {', '.join(unknown)}")
+    print_json({"dataset": judged.name, "split": split, **asdict(report)}) if as_json else show_report(report, split)
 
 
-def _load_or_latest(
-    cache: Path,
-    backbones: Sequence[str],
-    dataset: str | None,
-    text_column: str,
-    label_column: str,
-    on_empty: Literal["error", "skip"],
-    limit: int | None,
-) -> "Dataset":
-    """Load the data set that is named, or else the one last extracted, and say which."""
-    from llmembed.cache import Cache
-    from llmembed.dataset import load_dataset
+def _check_classifier(out: Path | None) -> None:
+    """Refuse a place for a classifier before a cache is opened; without `out` it is under models/."""
+    from llmembed.classifier import check_destination
 
-    reading: dict[str, Any] = {
-        "argument": dataset,
-        "text_column": text_column,
-        "label_column": label_column,
-        "on_empty": on_empty,
-        "limit": limit,
-    }
-    if dataset is None:
-        given = {"--text-column": text_column != "text", "--label-column": label_column != "label"}
-        given |= {"--on-empty": on_empty != "error", "--limit": limit is not None}
-        if any(given.values()):
-            options = ", ".join(option for option, is_given in given.items() if is_given)
-            raise UsageError(f"{options} without a data set: name the data set that it is for.")
-        latest = Cache.latest(cache, backbone=backbones[0] if backbones else None)
-        reading = latest.last_extraction().get("reading", {"argument": latest.dataset})
-        _warn(f"no data set named: taking the one last extracted, {reading['argument']} ({latest.folder})")
-    loaded = load_dataset(**reading)
-    _warn(*loaded.warnings)
-    return loaded
-
-
-def _texts(source: str | None, text: str | None, text_column: str) -> tuple[Any, list[str]]:
-    import polars as pl
-
-    from llmembed.predict import read_lines, read_texts
-
-    if source is not None and source != "-":
-        return read_texts(Path(source), text_column)
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError as error:
-        # Bytes of an argument that are not UTF-8 reach Python as lone surrogates.
-        raise UsageError("--text is not UTF-8.") from error
-    texts = [text] if text is not None else read_lines(sys.stdin.buffer.read())
-    return pl.DataFrame({"text": texts}, schema={"text": pl.String}), texts
-
-
-def _layers(option: str | None) -> tuple[int, ...] | None:
-    try:
-        return None if option is None else tuple(int(layer) for layer in option.split(","))
-    except ValueError as error:
-        raise UsageError(f"--layers {option}: expected whole numbers with commas, such as -5,-4,-3.") from error
-
-
-def _names(option: str, value: str | None, known: Sequence[str]) -> list[Any]:
-    names = [] if value is None else value.split(",")
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise UsageError(f"{option} {value}: there is no {unknown[0]!r}; there are {', '.join(known)}.")
-    return names
+    check_folder("--out", out or Path("models"))
+    if out is not None:
+        check_destination(out)
 
 
 def _head_options(**options: Any) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     return {name: None if name == "class_weight" and value == "none" else value for name, value in given.items()}
-
-
-def _widths(option: str | None) -> tuple[int, ...] | None:
-    widths = None if option is None else option.split(",")
-    if widths is not None and not all(width.isdecimal() and int(width) for width in widths):
-        raise UsageError(f"--hidden {option}: expected widths with commas, such as 512,256.")
-    return None if widths is None else tuple(map(int, widths))
-
-
-def _warn(*sentences: str) -> None:
-    for sentence in sentences:
-        print(sentence, file=sys.stderr)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content, ensure_ascii=False))

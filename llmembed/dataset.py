@@ -192,6 +192,11 @@ def _local_copy(name: str) -> Path | None:
     return folder if os.environ.get("LLMEMBED_DATA") and _kind(folder) == "folder" else None
 
 
+def is_file(argument: str) -> bool:
+    """Tell whether there is a file of that name."""
+    return _kind(Path(argument)) == "file"
+
+
 def _kind(path: Path) -> Literal["file", "folder", "nothing"]:
     try:
         return "folder" if path.is_dir() else "file" if path.is_file() else "nothing"

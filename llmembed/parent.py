@@ -1,8 +1,11 @@
-"""The process that started this one: what must not outlive it."""
+"""Processes and the one that started them: what must not outlive it, and who is told to stop."""
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 
 
 def die_with_parent() -> None:
@@ -16,3 +19,19 @@ def die_with_parent() -> None:
         os._exit(1)
 
     Thread(target=wait_and_die, daemon=True).start()
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Let the processes that are started in the body ignore Ctrl-C, which a terminal sends to them too.
+
+    Their parent is told as well and ends them; by themselves each of them would print a traceback.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,6 +1,6 @@
 """What people see: tables on stdout, progress on stderr. In: the reports of the stages. Out: text on a terminal."""
 
-import sys
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from llmembed.printable import print_line, print_note, printable, write
 
 if TYPE_CHECKING:
     from llmembed.compare import Leaderboard
@@ -60,7 +62,7 @@ class ProgressLine:
         if self._bar.disable and done > before and time.monotonic() - self._last >= LINE_EVERY:
             self._last = time.monotonic()
             left = (self._last - since) / (done - before) * (total - done)
-            print(f"{line}, {_duration(left)} left", file=sys.stderr, flush=True)
+            print_note(f"{line}, {_duration(left)} left")
 
 
 def extraction_line(done: "Done") -> str:
@@ -72,7 +74,7 @@ def extraction_line(done: "Done") -> str:
 def show_extraction(report: "Extraction", dataset: "Dataset") -> None:
     """Print what an extraction did."""
     skipped = f", {dataset.skipped:,} empty rows skipped" if dataset.skipped else ""
-    print(
+    print_line(
         f"{report.rows:,} rows: {report.embedded:,} texts embedded, {report.reused:,} reused, "
         f"{report.truncated:,} truncated{skipped}"
     )
@@ -82,57 +84,62 @@ def show_extraction(report: "Extraction", dataset: "Dataset") -> None:
         )
         print(f"{left} and will be tried again by the next extraction; training leaves them out")
     if report.repaired:
-        print(f"{report.repaired:,} damaged shards were made again")
+        print_line(f"{report.repaired:,} damaged shards were made again")
     if report.embedded:
         rates = f"{report.texts_per_second:,.0f} texts/s, {report.tokens_per_second:,.0f} tokens/s"
-        print(f"{report.tokens:,} tokens in {_duration(report.seconds)}, {rates}")
-        print(f"{_engine(report.engine)}{_gpu_use(report)}")
-    print(f"{_bytes(report.bytes)} in {report.cache}")
+        print_line(f"{report.tokens:,} tokens in {_duration(report.seconds)}, {rates}")
+        print_line(f"{_engine(report.engine)}{_gpu_use(report)}")
+    print_line(f"{_bytes(report.bytes)} in {report.cache}")
 
 
 def show_estimate(estimate: "Estimate") -> None:
     """Print what an extraction would do."""
     share = estimate.truncated / max(estimate.missing, 1)
-    print(
+    print_line(
         f"{estimate.rows:,} rows, {estimate.missing:,} distinct texts to embed: {estimate.tokens:,} tokens, "
         f"{share:.1%} truncated"
     )
-    print(f"{_bytes(estimate.bytes)} more in {estimate.cache}, in about {_duration(estimate.expected_seconds)}")
+    print_line(f"{_bytes(estimate.bytes)} more in {estimate.cache}, in about {_duration(estimate.expected_seconds)}")
 
 
 def show_parity(parity: "Parity") -> None:
     """Print how two engines agree."""
-    print(f"{parity.rows:,} texts, {parity.tokens:,} tokens")
-    print(f"{_engine(parity.engines[1])} against {_engine(parity.engines[0])}")
+    print_line(f"{parity.rows:,} texts, {parity.tokens:,} tokens")
+    print_line(f"{_engine(parity.engines[1])} against {_engine(parity.engines[0])}")
     table = Table(box=None, pad_edge=False)
     for heading in ("layer", "lowest cosine", "largest relative error"):
         table.add_column(heading, justify="right")
     for layer in parity.layers:
         table.add_row(str(layer.layer), f"{layer.cosine:.7f}", f"{layer.relative_error:.1e}")
-    stdout.print(table)
+    _print_table(table)
     verdict = "the same" if parity.passed else "NOT the same: do not mix shards of these engines in one cache"
-    print(f"{verdict} (tolerance {parity.tolerance:g})")
+    print_line(f"{verdict} (tolerance {parity.tolerance:g})")
 
 
 def show_training(training: "Training") -> None:
     """Print the report of a training."""
     report, settings = training.report, training.settings
-    print(
+    print_line(
         f"{settings['dataset']}, {' + '.join(map(_source, settings['backbones']))}: "
         f"{settings['fusion']} ({training.features:,} features) -> {settings['head']}, seed {settings['seed']}"
     )
-    print(
+    print_line(
         f"{training.rows:,} training rows ({training.validation_rows:,} of them validation), "
         f"{report.rows:,} test rows, {training.classes} classes"
     )
-    print(f"read {training.read_seconds:.1f} s, fit {training.fit_seconds:.1f} s, test {training.test_seconds:.1f} s")
+    print_line(
+        f"read {training.read_seconds:.1f} s, fit {training.fit_seconds:.1f} s, test {training.test_seconds:.1f} s"
+    )
     for each, weights in zip(settings["backbones"], training.notes.get("layer_weights", []), strict=False):
         shares = ", ".join(f"{layer}: {weight:.0%}" for layer, weight in zip(each["layers"], weights, strict=True))
-        print(f"learned weights of the layers of {each['name']}: {shares}")
-    print()
+        print_line(f"learned weights of the layers of {each['name']}: {shares}")
+    print_line()
     show_report(report, "test")
-    print(f"\nclassifier: {training.out}")
-    print(f'try it:     llmembed predict {training.out} --text "…"')
+    print_line()
+    print_line(f"classifier: {training.out}")
+    # A folder that begins with a dash would be read as an option.
+    out = f"./{training.out}" if training.out.startswith("-") else training.out
+    print_line(f'try it:     llmembed predict {shlex.quote(out)} --text "…"')
 
 
 def _source(described: dict[str, Any]) -> str:
@@ -142,14 +149,14 @@ def _source(described: dict[str, Any]) -> str:
 
 def show_leaderboard(leaderboard: "Leaderboard") -> None:
     """Print a comparison, and how the winner did on the test split."""
-    print(
+    print_line(
         f"{len(leaderboard.lines)} configurations x {len(leaderboard.seeds)} seeds x {leaderboard.folds} folds of "
         f"{leaderboard.rows:,} training rows: {leaderboard.computed:,} fits in {_duration(leaderboard.seconds)}, "
         f"{leaderboard.reused:,} known before"
     )
     if leaderboard.contained:
-        print(f"{leaderboard.contained:,} of the texts are part of a longer one and are held out with it")
-    print()
+        print_line(f"{leaderboard.contained:,} of the texts are part of a longer one and are held out with it")
+    print_line()
     table = Table(box=None, pad_edge=False)
     for heading in ("head", "fusion", "layers"):
         table.add_column(heading)
@@ -159,7 +166,7 @@ def show_leaderboard(leaderboard: "Leaderboard") -> None:
         configuration = line.configuration
         options = " ".join(f"{name}={_option(value)}" for name, value in configuration.options.items())
         table.add_row(
-            f"{configuration.head} {options}".strip(),
+            printable(f"{configuration.head} {options}".strip()),
             "" if configuration.alone else configuration.fusion,
             " + ".join(
                 (f"{name.rpartition('-')[0]} " if len(leaderboard.backbones) > 1 else "") + ",".join(map(str, layers))
@@ -171,11 +178,13 @@ def show_leaderboard(leaderboard: "Leaderboard") -> None:
             f"{line.macro_f1:.2%}",
             f"{line.fit_seconds:.1f}",
         )
-    stdout.print(table)
+    _print_table(table)
     winner = leaderboard.winner
-    print("\nThe first line, chosen by these folds alone, was refitted on the whole training split and tested once:")
-    print(f"test accuracy {winner.report.accuracy:.2%}, macro-F1 {winner.report.macro_f1:.2%}")
-    print(f"\nclassifier: {winner.out}")
+    print_line()
+    print_line("The first line, chosen by these folds alone, was refitted on the whole training split and tested once:")
+    print_line(f"test accuracy {winner.report.accuracy:.2%}, macro-F1 {winner.report.macro_f1:.2%}")
+    print_line()
+    print_line(f"classifier: {winner.out}")
 
 
 def show_reproduction(reproduction: "Reproduction", out: Path) -> None:
@@ -183,12 +192,20 @@ def show_reproduction(reproduction: "Reproduction", out: Path) -> None:
     headings, *rows = reproduction.table("accuracy")
     table = Table(title="test accuracy in %", title_justify="left", box=None, pad_edge=False)
     for number, heading in enumerate(headings[:-1]):
-        table.add_column(heading, justify="right" if number else "left")
+        table.add_column(printable(heading), justify="right" if number else "left")
     for row in rows:
-        table.add_row(*row[:-1])
-    stdout.print(table)
-    print("\n" + "\n".join([*reproduction.verdicts(), "", *reproduction.notes()]))
-    print(f"\n{out / 'reproduction.md'} and .json: macro-F1, sources, what was read; classifiers beside them")
+        table.add_row(*map(printable, row[:-1]))
+    _print_table(table)
+    for line in ["", *reproduction.verdicts(), "", *reproduction.notes(), ""]:
+        print_line(line)
+    print_line(f"{out / 'reproduction.md'} and .json: macro-F1, sources, what was read; classifiers beside them")
+
+
+def _print_table(table: Table) -> None:
+    # Not by the console itself: it would end the process where nobody reads stdout.
+    with stdout.capture() as captured:
+        stdout.print(table)
+    write(captured.get())
 
 
 def _option(value: object) -> str:
@@ -197,7 +214,7 @@ def _option(value: object) -> str:
 
 def show_report(report: "Report", split: str) -> None:
     """Print how good a classifier is on a split."""
-    print(
+    print_line(
         f"{split} accuracy {report.accuracy:.2%}, macro-F1 {report.macro_f1:.2%}, "
         f"calibration error {report.calibration_error:.2%}, log loss {report.log_loss:.3f}"
     )
@@ -216,8 +233,10 @@ def _show_classes(report: "Report") -> None:
     for heading in ("precision", "recall", "F1", "rows"):
         table.add_column(heading, justify="right")
     for each in classes:
-        table.add_row(each.label, f"{each.precision:.1%}", f"{each.recall:.1%}", f"{each.f1:.1%}", f"{each.rows:,}")
-    stdout.print(table)
+        table.add_row(
+            printable(each.label), f"{each.precision:.1%}", f"{each.recall:.1%}", f"{each.f1:.1%}", f"{each.rows:,}"
+        )
+    _print_table(table)
 
 
 def _show_confusion(report: "Report") -> None:
@@ -228,11 +247,11 @@ def _show_confusion(report: "Report") -> None:
     table = Table(title="true class (rows) and given class (columns)", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     for label in labels:
-        table.add_column(label, justify="right")
+        table.add_column(printable(label), justify="right")
     for label, row in zip(labels, report.confusion, strict=True):
-        table.add_row(label, *(f"{count:,}" if count else "·" for count in row))
-    print()
-    stdout.print(table)
+        table.add_row(printable(label), *(f"{count:,}" if count else "·" for count in row))
+    print_line()
+    _print_table(table)
 
 
 def _show_frequent_errors(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> None:
@@ -242,9 +261,10 @@ def _show_frequent_errors(confusion: Sequence[Sequence[int]], labels: Sequence[s
         for given, count in enumerate(row)
         if true != given and count
     ]
-    print("\nthe most frequent errors (all: metrics.json)")
+    print_line()
+    print_line("the most frequent errors (all: metrics.json)")
     for count, true, given in sorted(pairs, reverse=True)[:5]:
-        print(f"  {count:>5,}  {true} taken for {given}")
+        print_line(f"  {count:>5,}  {true} taken for {given}")
 
 
 def _engine(engine: dict[str, str]) -> str:

@@ -31,7 +31,7 @@ def with_test_split(table: pl.DataFrame) -> pl.DataFrame:
 
 def limit_rows(table: pl.DataFrame, limit: int) -> pl.DataFrame:
     """Return the rows of the texts with the lowest keys, at most `limit` distinct texts of each split."""
-    return _with_keys(table).filter(pl.col("key").rank("dense").over("split") <= limit).drop("key")
+    return _with_keys(table).filter(pl.col("key").rank("dense").over("split") <= min(limit, len(table))).drop("key")
 
 
 def find_overlaps(table: pl.DataFrame) -> list[str]:
