@@ -20,6 +20,7 @@ from llmembed.backbones import Backbone, BackboneSpec, load_backbone
 from llmembed.backbones.precision import stored
 from llmembed.backbones.weights import find_model
 from llmembed.errors import ClassifierError
+from llmembed.files import check_folder_writable
 from llmembed.fusion import Fusion, fuse
 from llmembed.heads import Head, load_head
 from llmembed.scaling import Scaler, load_scalers, save_scalers
@@ -27,6 +28,8 @@ from llmembed.scaling import Scaler, load_scalers, save_scalers
 FORMAT = 2
 RECORD = "classifier.json"
 FILES = {RECORD, "scaler.safetensors", "head.json", "head.safetensors", "head.txt", "metrics.json", "report.json"}
+# What every format of the record has had.
+RECORD_KEYS = {"format", "fusion", "head", "labels"}
 # Texts that are in memory at once while predicting.
 BLOCK_ROWS = 2048
 
@@ -178,16 +181,52 @@ class Classifier:
 
 
 def check_destination(folder: Path) -> None:
-    """Refuse a place where saving a classifier would fail, or replace something else.
+    """Refuse a place where saving a classifier would fail, or replace anything but a classifier.
 
     Raises:
-        ClassifierError: a file is in the way, or the folder holds anything but a classifier.
+        ClassifierError: a file, a link or a mount point is there, or a folder that holds anything else.
+        UsageError: nothing can be written there.
     """
-    in_the_way = [place for place in (folder, *folder.resolve().parents) if place.is_file()]
+    in_the_way = [place for place in (folder, *folder.resolve().parents) if _is_file(place)]
     if in_the_way:
         raise ClassifierError(f"{in_the_way[0]} is a file; name another folder with --out.")
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in FILES) if folder.is_dir() else []
+    check_folder_writable(folder.resolve())
+    if folder.is_symlink():
+        raise ClassifierError(f"{folder} is a link to {folder.readlink()}; name the folder itself with --out.")
+    if not folder.is_dir():
+        return
+    if folder.is_mount():
+        raise ClassifierError(f"{folder} is a mount point, which cannot be renamed; name a folder in it with --out.")
+    try:
+        foreign = _foreign(folder)
+    except OSError as error:
+        raise ClassifierError(f"{folder} cannot be read: {error.strerror}; name another folder with --out.") from error
     if foreign:
-        raise ClassifierError(
-            f"{folder} holds {foreign[0]}, which is no part of a classifier; name another folder with --out."
-        )
+        raise ClassifierError(f"{folder} holds {foreign}; name another folder with --out.")
+
+
+def _foreign(folder: Path) -> str | None:
+    """Name something in a folder that is no part of a classifier of ours, of whatever format."""
+    entries = sorted(folder.iterdir())
+    for entry in entries:
+        if entry.name not in FILES or entry.is_symlink() or not entry.is_file():
+            return f"{entry.name}, which is no part of a classifier"
+    if entries and not (folder / RECORD).exists():
+        return f"{entries[0].name} but no {RECORD}, so that it is no classifier"
+    return None if not entries or _is_ours(folder / RECORD) else f"{RECORD}, which is no record of a classifier"
+
+
+def _is_ours(record: Path) -> bool:
+    try:
+        content = json.loads(record.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("format"), int) and content.keys() >= RECORD_KEYS
+
+
+def _is_file(place: Path) -> bool:
+    try:
+        return place.is_file()
+    except OSError:
+        # A name that is too long, or a place that may not be looked at: to be told by whoever tries to write there.
+        return False
