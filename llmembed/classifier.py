@@ -5,8 +5,6 @@ disk: a folder of JSON, safetensors and LightGBM's text, no pickle. Knows no cac
 """
 
 import json
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from llmembed.backbones.precision import stored
 from llmembed.backbones.weights import find_model
 from llmembed.errors import ClassifierError
 from llmembed.files import check_folder_writable
+from llmembed.folders import Kind, finish_exchange, replacing_folder
 from llmembed.fusion import Fusion, fuse
 from llmembed.heads import Head, load_head
 from llmembed.scaling import Scaler, load_scalers, save_scalers
@@ -28,6 +27,7 @@ from llmembed.scaling import Scaler, load_scalers, save_scalers
 FORMAT = 2
 RECORD = "classifier.json"
 FILES = {RECORD, "scaler.safetensors", "head.json", "head.safetensors", "head.txt", "metrics.json", "report.json"}
+KIND = Kind(frozenset(FILES), mark=RECORD)
 # What every format of the record has had.
 RECORD_KEYS = {"format", "fusion", "head", "labels"}
 # Texts that are in memory at once while predicting.
@@ -137,24 +137,18 @@ class Classifier:
     def save(self, folder: Path, reports: dict[str, dict[str, Any]] | None = None) -> None:
         """Write the classifier, and JSON reports beside it, as a folder that appears whole or not at all.
 
-        A classifier that was there before is replaced.
+        A classifier that was there before is replaced when all of the new one is on the disk.
+
+        Raises:
+            ClassifierError, UsageError: as `check_destination`; or the disk is full.
         """
-        folder = folder.resolve()
         check_destination(folder)
-        partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-        partial.mkdir(parents=True)
-        (partial / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        save_scalers(self.scalers, partial)
-        self.head.save(partial)
-        for name, report in (reports or {}).items():
-            (partial / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            replaced = partial.with_name(f"{partial.name}.replaced")
-            folder.rename(replaced)
-            partial.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(folder)
+        with replacing_folder(folder.resolve(), KIND) as fresh:
+            save_scalers(self.scalers, fresh)
+            self.head.save(fresh)
+            for name, report in (reports or {}).items():
+                (fresh / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            (fresh / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":
@@ -164,6 +158,7 @@ class Classifier:
             ClassifierError: no classifier there, damaged, or of another format.
         """
         try:
+            finish_exchange(folder.resolve(), KIND)
             content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
                 raise ClassifierError(
@@ -193,12 +188,11 @@ def check_destination(folder: Path) -> None:
     check_folder_writable(folder.resolve())
     if folder.is_symlink():
         raise ClassifierError(f"{folder} is a link to {folder.readlink()}; name the folder itself with --out.")
-    if not folder.is_dir():
-        return
     if folder.is_mount():
         raise ClassifierError(f"{folder} is a mount point, which cannot be renamed; name a folder in it with --out.")
     try:
-        foreign = _foreign(folder)
+        finish_exchange(folder.resolve(), KIND)
+        foreign = _foreign(folder) if folder.is_dir() else None
     except OSError as error:
         raise ClassifierError(f"{folder} cannot be read: {error.strerror}; name another folder with --out.") from error
     if foreign:
@@ -207,11 +201,10 @@ def check_destination(folder: Path) -> None:
 
 def _foreign(folder: Path) -> str | None:
     """Name something in a folder that is no part of a classifier of ours, of whatever format."""
+    if foreign := KIND.foreign(folder):
+        return f"{foreign}, which is no part of a classifier"
     entries = sorted(folder.iterdir())
-    for entry in entries:
-        if entry.name not in FILES or entry.is_symlink() or not entry.is_file():
-            return f"{entry.name}, which is no part of a classifier"
-    if entries and not (folder / RECORD).exists():
+    if entries and not KIND.is_whole(folder):
         return f"{entries[0].name} but no {RECORD}, so that it is no classifier"
     return None if not entries or _is_ours(folder / RECORD) else f"{RECORD}, which is no record of a classifier"
 

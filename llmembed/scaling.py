@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 FILE = "scaler.safetensors"
 
@@ -50,7 +50,8 @@ def widen(values: np.ndarray) -> np.ndarray:
 def save_scalers(scalers: Sequence[Scaler], folder: Path) -> None:
     """Write scaler.safetensors: `mean.<b>` and `scale.<b>` of each backbone b."""
     arrays = {f"mean.{number}": scaler.mean for number, scaler in enumerate(scalers)}
-    save_file(arrays | {f"scale.{number}": scaler.scale for number, scaler in enumerate(scalers)}, folder / FILE)
+    arrays |= {f"scale.{number}": scaler.scale for number, scaler in enumerate(scalers)}
+    (folder / FILE).write_bytes(save(arrays))
 
 
 def load_scalers(folder: Path) -> tuple[Scaler, ...]:

@@ -138,7 +138,7 @@ def load_head(folder: Path) -> Head:
 
 def write_head(folder: Path, head: Head, arrays: dict[str, NDArray[Any]], **fitted: Any) -> None:
     """Write `head.json` (parameters, classes, notes, the scalars in `fitted`) and `head.safetensors` (arrays)."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
     params = head.get_params()
@@ -153,7 +153,9 @@ def write_head(folder: Path, head: Head, arrays: dict[str, NDArray[Any]], **fitt
         "notes": head.notes_,
         "fitted": fitted,
     }
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS_FILE)
+    # Not save_file: on a full disk its error is none of the operating system's.
+    content_of_arrays = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    (folder / ARRAYS_FILE).write_bytes(content_of_arrays)
     # Parameters from a search over an array are NumPy's scalars.
     text = json.dumps(content, indent=2, default=np.generic.item)
     (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
