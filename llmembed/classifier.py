@@ -8,28 +8,22 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from llmembed.backbones import Backbone, BackboneSpec, load_backbone
 from llmembed.backbones.precision import stored
 from llmembed.backbones.weights import find_model
+from llmembed.classifier_files import FORMAT, KIND, RECORD, check_destination, read_classifier, seal_folder
 from llmembed.errors import ClassifierError
-from llmembed.files import check_folder_writable
-from llmembed.folders import Kind, finish_exchange, replacing_folder
-from llmembed.fusion import Fusion, fuse
-from llmembed.heads import Head, load_head
+from llmembed.folders import replacing_folder
+from llmembed.fusion import LEARNED, Fusion, Layout, fuse, fused_width
+from llmembed.heads import Head, head_name, load_head
+from llmembed.saved import checked_labels
 from llmembed.scaling import Scaler, load_scalers, save_scalers
 
-FORMAT = 2
-RECORD = "classifier.json"
-FILES = {RECORD, "scaler.safetensors", "head.json", "head.safetensors", "head.txt", "metrics.json", "report.json"}
-KIND = Kind(frozenset(FILES), mark=RECORD)
-# What every format of the record has had.
-RECORD_KEYS = {"format", "fusion", "head", "labels"}
 # Texts that are in memory at once while predicting.
 BLOCK_ROWS = 2048
 
@@ -50,6 +44,20 @@ class RecordedBackbone(BaseModel):
     found_at: str
     spec: BackboneSpec
     layers: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        spec, layers = self.spec, self.layers
+        if not layers or list(layers) != sorted(set(layers)) or not set(layers) <= set(spec.layers):
+            raise ValueError("the layers are not some of those in the spec, ascending")
+        if list(spec.layers) != sorted(set(spec.layers)) or not 0 <= spec.layers[0] <= spec.layers[-1] <= spec.depth:
+            raise ValueError("the layers of the spec are not layers of the model, ascending")
+        if spec.dim < 1 or spec.max_length < 1 or "{text}" not in spec.template:
+            raise ValueError("the spec has no dim, no length or no place for the text")
+        # It becomes part of a path in the cache.
+        if not self.name or self.name in (".", "..") or set(self.name) & {"/", "\0"}:
+            raise ValueError("the name of the backbone is no name of a folder")
+        return self
 
     def load(self, found_at: str | None = None, *, device: str | None = None) -> Backbone:
         """Load the backbone, limited to the layers that are read.
@@ -91,6 +99,18 @@ class ClassifierRecord(BaseModel):
     labels: tuple[str, ...]
     training: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        checked_labels(list(self.labels))
+        if not self.backbones:
+            raise ValueError("it reads no backbone")
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        """Give the number of layers and the dim of each backbone."""
+        return tuple((len(each.layers), each.spec.dim) for each in self.backbones)
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -101,9 +121,16 @@ class Classifier:
     head: Head
 
     def predict_proba(self, embeddings: Sequence[np.ndarray]) -> np.ndarray:
-        """Classify embeddings [rows, layers, dim] of each of the record's backbones -> float32 [rows, classes]."""
+        """Classify embeddings [rows, layers, dim] of each of the record's backbones -> float32 [rows, classes].
+
+        Raises:
+            ClassifierError: values or weights so large that probabilities are no numbers.
+        """
         scaled = [scaler.apply(each) for scaler, each in zip(self.scalers, embeddings, strict=True)]
-        return self.head.predict_proba(fuse(scaled, self.record.fusion))
+        probabilities = self.head.predict_proba(fuse(scaled, self.record.fusion))
+        if not np.isfinite(probabilities).all():
+            raise ClassifierError("The classifier gives probabilities that are no numbers. Train it again.")
+        return probabilities
 
     def load_backbones(self, found_at: Sequence[str] = (), *, device: str | None = None) -> list[Backbone]:
         """Load the backbones; `found_at` says where, if not where they were in extraction.
@@ -148,78 +175,37 @@ class Classifier:
             self.head.save(fresh)
             for name, report in (reports or {}).items():
                 (fresh / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            (fresh / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            seal_folder(fresh, self.record.model_dump(mode="json"))
+            try:
+                # What cannot be loaded, such as weights that are not finite, must not replace what can.
+                self.load(fresh)
+            except ClassifierError as error:
+                raise ClassifierError(f"{folder} was not written, for it could not be loaded: {error}") from error
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":
-        """Read a classifier.
+        """Load a classifier, after a check of all its files.
 
         Raises:
-            ClassifierError: no classifier there, damaged, or of another format.
+            ClassifierError: no classifier there, or one of another format; a file is missing, was changed since it was
+                saved, or does not fit the others.
         """
+        content, files = read_classifier(folder)
         try:
-            finish_exchange(folder.resolve(), KIND)
-            content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                raise ClassifierError(
-                    f"{folder} has format {content['format']}; this llmembed reads format {FORMAT}. Train it again."
-                )
-            return cls(ClassifierRecord.model_validate(content), load_scalers(folder), load_head(folder))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            missing = Path(error.filename or RECORD).name
-            raise ClassifierError(
-                f"{folder} is not a classifier: no {missing} in it. Make one with `llmembed train`."
-            ) from error
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise ClassifierError(f"{folder} is damaged ({reason}). Train it again with `llmembed train`.") from error
-
-
-def check_destination(folder: Path) -> None:
-    """Refuse a place where saving a classifier would fail, or replace anything but a classifier.
-
-    Raises:
-        ClassifierError: a file, a link or a mount point is there, or a folder that holds anything else.
-        UsageError: nothing can be written there.
-    """
-    in_the_way = [place for place in (folder, *folder.resolve().parents) if _is_file(place)]
-    if in_the_way:
-        raise ClassifierError(f"{in_the_way[0]} is a file; name another folder with --out.")
-    check_folder_writable(folder.resolve())
-    if folder.is_symlink():
-        raise ClassifierError(f"{folder} is a link to {folder.readlink()}; name the folder itself with --out.")
-    if folder.is_mount():
-        raise ClassifierError(f"{folder} is a mount point, which cannot be renamed; name a folder in it with --out.")
-    try:
-        finish_exchange(folder.resolve(), KIND)
-        foreign = _foreign(folder) if folder.is_dir() else None
-    except OSError as error:
-        raise ClassifierError(f"{folder} cannot be read: {error.strerror}; name another folder with --out.") from error
-    if foreign:
-        raise ClassifierError(f"{folder} holds {foreign}; name another folder with --out.")
-
-
-def _foreign(folder: Path) -> str | None:
-    """Name something in a folder that is no part of a classifier of ours, of whatever format."""
-    if foreign := KIND.foreign(folder):
-        return f"{foreign}, which is no part of a classifier"
-    entries = sorted(folder.iterdir())
-    if entries and not KIND.is_whole(folder):
-        return f"{entries[0].name} but no {RECORD}, so that it is no classifier"
-    return None if not entries or _is_ours(folder / RECORD) else f"{RECORD}, which is no record of a classifier"
-
-
-def _is_ours(record: Path) -> bool:
-    try:
-        content = json.loads(record.read_bytes())
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and isinstance(content.get("format"), int) and content.keys() >= RECORD_KEYS
-
-
-def _is_file(place: Path) -> bool:
-    try:
-        return place.is_file()
-    except OSError:
-        # A name that is too long, or a place that may not be looked at: to be told by whoever tries to write there.
-        return False
+            record = ClassifierRecord.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise files.damaged(RECORD, f"{str(first['loc'])[:100]}: {first['msg']}") from error
+        scalers, head = load_scalers(files, record.layout), load_head(files)
+        learned = record.fusion if record.fusion in LEARNED else None
+        params = {"fusion": None, "layout": (), **head.get_params()}
+        agreements = {
+            "head": head_name(head) == record.head,
+            "labels": tuple(map(str, head.classes_.tolist())) == record.labels,
+            "features": head.n_features_in_ == fused_width(record.fusion, record.layout),
+            "fusion": params["fusion"] == learned and (learned is None or params["layout"] == record.layout),
+        }
+        for what, agree in agreements.items():
+            if not agree:
+                raise files.damaged("head.json", f"its {what} is not that of {RECORD}")
+        return cls(record, scalers, head)

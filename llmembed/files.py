@@ -62,10 +62,11 @@ def check_folder_writable(folder: Path) -> None:
             written there.
     """
     with _trying(folder) as probe:
-        # The longest name that it has while it is exchanged.
+        # The longest name that it has while it is exchanged; another process may take it for what is left of that.
         probe = probe.with_name(f".{folder.name}.{secrets.token_hex(4)}.replaced")
         probe.mkdir()
-        probe.rmdir()
+        with suppress(FileNotFoundError):
+            probe.rmdir()
 
 
 @contextmanager

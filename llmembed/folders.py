@@ -40,12 +40,13 @@ class Kind:
 
     def foreign(self, folder: Path) -> str | None:
         """Return the name of something in the folder that is no regular file of the kind."""
-        entries = sorted(folder.iterdir())
-        return next((each.name for each in entries if each.name not in self.names or not _is_regular(each)), None)
+        with os.scandir(folder) as entries:
+            known = {entry.name: entry.name in self.names and entry.is_file(follow_symlinks=False) for entry in entries}
+        return next((name for name in sorted(known) if not known[name]), None)
 
     def is_whole(self, folder: Path) -> bool:
         """Tell whether all of the folder was written and nothing of it was deleted."""
-        return _is_regular(folder / self.mark)
+        return (folder / self.mark).is_file()
 
     def delete(self, folder: Path) -> None:
         """Delete a folder of the kind; one that holds anything else is left as it is."""
@@ -179,7 +180,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_regular(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()

@@ -4,13 +4,16 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_classifier import digit_embeddings, make_classifier
 
-from llmembed.classifier import Classifier, check_destination
+from llmembed.classifier import Classifier
+from llmembed.classifier_files import check_destination
 from llmembed.errors import LLMEmbedError
 
 OLD, NEW = make_classifier("lda"), make_classifier("lda", class_weight="balanced", shrinkages=(10.0,))
@@ -128,3 +131,25 @@ def test_a_full_disk_is_one_error_and_the_old_classifier_stays(head, tmp_path):
     assert b"m cannot be written: File too large. What was there is unchanged." in os.read(reader, 1000)
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
     assert numbers(Classifier.load(tmp_path / "m")) == numbers(OLD)
+
+
+def test_a_reader_meets_one_classifier_or_the_other_while_they_are_exchanged(tmp_path):
+    known, done = {numbers(OLD), numbers(NEW)}, threading.Event()
+    OLD.save(tmp_path / "m")
+
+    def exchange() -> None:
+        while not done.is_set():
+            for classifier in (NEW, OLD):
+                classifier.save(tmp_path / "m")
+
+    writers = [threading.Thread(target=exchange) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    try:
+        assert {numbers(Classifier.load(tmp_path / "m")) for _ in range(100)} <= known
+    finally:
+        done.set()
+        for writer in writers:
+            writer.join()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+    assert np.isfinite(np.frombuffer(numbers(Classifier.load(tmp_path / "m")), np.float32)).all()

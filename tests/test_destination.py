@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from small_classifier import make_classifier
 
-from llmembed.classifier import Classifier, check_destination
+from llmembed.classifier import Classifier
+from llmembed.classifier_files import check_destination
 from llmembed.errors import ClassifierError, LLMEmbedError, UsageError
 
 
