@@ -5,28 +5,25 @@ disk: a folder of JSON, safetensors and LightGBM's text, no pickle. Knows no cac
 """
 
 import json
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from llmembed.backbones import Backbone, BackboneSpec, load_backbone
 from llmembed.backbones.precision import stored
 from llmembed.backbones.weights import find_model
+from llmembed.classifier_files import FORMAT, KIND, RECORD, check_destination, read_classifier, seal_folder
 from llmembed.errors import ClassifierError
-from llmembed.fusion import Fusion, fuse
-from llmembed.heads import Head, decide, load_head
+from llmembed.folders import replacing_folder
+from llmembed.fusion import LEARNED, Fusion, Layout, fuse, fused_width
+from llmembed.heads import Head, decide, head_name, load_head
+from llmembed.saved import checked_labels
 from llmembed.scaling import Scaler, load_scalers, save_scalers
 
-FORMAT = 2
-RECORD = "classifier.json"
-FILES = {RECORD, "scaler.safetensors", "head.json", "head.safetensors", "head.txt", "metrics.json", "report.json"}
 # Texts that are in memory at once while predicting.
 BLOCK_ROWS = 2048
 
@@ -47,6 +44,20 @@ class RecordedBackbone(BaseModel):
     found_at: str
     spec: BackboneSpec
     layers: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        spec, layers = self.spec, self.layers
+        if not layers or list(layers) != sorted(set(layers)) or not set(layers) <= set(spec.layers):
+            raise ValueError("the layers are not some of those in the spec, ascending")
+        if list(spec.layers) != sorted(set(spec.layers)) or not 0 <= spec.layers[0] <= spec.layers[-1] <= spec.depth:
+            raise ValueError("the layers of the spec are not layers of the model, ascending")
+        if spec.dim < 1 or spec.max_length < 1 or "{text}" not in spec.template:
+            raise ValueError("the spec has no dim, no length or no place for the text")
+        # It becomes part of a path in the cache.
+        if not self.name or self.name in (".", "..") or set(self.name) & {"/", "\0"}:
+            raise ValueError("the name of the backbone is no name of a folder")
+        return self
 
     def load(self, found_at: str | None = None, *, device: str | None = None) -> Backbone:
         """Load the backbone, limited to the layers that are read.
@@ -88,6 +99,18 @@ class ClassifierRecord(BaseModel):
     labels: tuple[str, ...]
     training: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        checked_labels(list(self.labels))
+        if not self.backbones:
+            raise ValueError("it reads no backbone")
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        """Give the number of layers and the dim of each backbone."""
+        return tuple((len(each.layers), each.spec.dim) for each in self.backbones)
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -98,9 +121,16 @@ class Classifier:
     head: Head
 
     def predict_proba(self, embeddings: Sequence[np.ndarray]) -> np.ndarray:
-        """Classify embeddings [rows, layers, dim] of each of the record's backbones -> float32 [rows, classes]."""
+        """Classify embeddings [rows, layers, dim] of each of the record's backbones -> float32 [rows, classes].
+
+        Raises:
+            ClassifierError: values or weights so large that probabilities are no numbers.
+        """
         scaled = [scaler.apply(each) for scaler, each in zip(self.scalers, embeddings, strict=True)]
-        return self.head.predict_proba(fuse(scaled, self.record.fusion))
+        probabilities = self.head.predict_proba(fuse(scaled, self.record.fusion))
+        if not np.isfinite(probabilities).all():
+            raise ClassifierError("The classifier gives probabilities that are no numbers. Train it again.")
+        return probabilities
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """Decide on a label for each row of probabilities [rows, classes] -> its index in the labels, int64 [rows].
@@ -141,60 +171,48 @@ class Classifier:
     def save(self, folder: Path, reports: dict[str, dict[str, Any]] | None = None) -> None:
         """Write the classifier, and JSON reports beside it, as a folder that appears whole or not at all.
 
-        A classifier that was there before is replaced.
+        A classifier that was there before is replaced when all of the new one is on the disk.
+
+        Raises:
+            ClassifierError, UsageError: as `check_destination`; or the disk is full.
         """
-        folder = folder.resolve()
         check_destination(folder)
-        partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-        partial.mkdir(parents=True)
-        (partial / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        save_scalers(self.scalers, partial)
-        self.head.save(partial)
-        for name, report in (reports or {}).items():
-            (partial / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            replaced = partial.with_name(f"{partial.name}.replaced")
-            folder.rename(replaced)
-            partial.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(folder)
+        with replacing_folder(folder.resolve(), KIND) as fresh:
+            save_scalers(self.scalers, fresh)
+            self.head.save(fresh)
+            for name, report in (reports or {}).items():
+                (fresh / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            seal_folder(fresh, self.record.model_dump(mode="json"))
+            try:
+                # What cannot be loaded, such as weights that are not finite, must not replace what can.
+                self.load(fresh)
+            except ClassifierError as error:
+                raise ClassifierError(f"{folder} was not written, for it could not be loaded: {error}") from error
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":
-        """Read a classifier.
+        """Load a classifier, after a check of all its files.
 
         Raises:
-            ClassifierError: no classifier there, damaged, or of another format.
+            ClassifierError: no classifier there, or one of another format; a file is missing, was changed since it was
+                saved, or does not fit the others.
         """
+        content, files = read_classifier(folder)
         try:
-            content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                raise ClassifierError(
-                    f"{folder} has format {content['format']}; this llmembed reads format {FORMAT}. Train it again."
-                )
-            return cls(ClassifierRecord.model_validate(content), load_scalers(folder), load_head(folder))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            missing = Path(error.filename or RECORD).name
-            raise ClassifierError(
-                f"{folder} is not a classifier: no {missing} in it. Make one with `llmembed train`."
-            ) from error
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise ClassifierError(f"{folder} is damaged ({reason}). Train it again with `llmembed train`.") from error
-
-
-def check_destination(folder: Path) -> None:
-    """Refuse a place where saving a classifier would fail, or replace something else.
-
-    Raises:
-        ClassifierError: a file is in the way, or the folder holds anything but a classifier.
-    """
-    in_the_way = [place for place in (folder, *folder.resolve().parents) if place.is_file()]
-    if in_the_way:
-        raise ClassifierError(f"{in_the_way[0]} is a file; name another folder with --out.")
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in FILES) if folder.is_dir() else []
-    if foreign:
-        raise ClassifierError(
-            f"{folder} holds {foreign[0]}, which is no part of a classifier; name another folder with --out."
-        )
+            record = ClassifierRecord.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise files.damaged(RECORD, f"{str(first['loc'])[:100]}: {first['msg']}") from error
+        scalers, head = load_scalers(files, record.layout), load_head(files)
+        learned = record.fusion if record.fusion in LEARNED else None
+        params = {"fusion": None, "layout": (), **head.get_params()}
+        agreements = {
+            "head": head_name(head) == record.head,
+            "labels": tuple(map(str, head.classes_.tolist())) == record.labels,
+            "features": head.n_features_in_ == fused_width(record.fusion, record.layout),
+            "fusion": params["fusion"] == learned and (learned is None or params["layout"] == record.layout),
+        }
+        for what, agree in agreements.items():
+            if not agree:
+                raise files.damaged("head.json", f"its {what} is not that of {RECORD}")
+        return cls(record, scalers, head)

@@ -502,7 +502,7 @@ def evaluate(
 
 def _check_classifier(out: Path | None) -> None:
     """Refuse a place for a classifier before a cache is opened; without `out` it is under models/."""
-    from llmembed.classifier import check_destination
+    from llmembed.classifier_files import check_destination
 
     check_folder("--out", out or Path("models"))
     if out is not None:

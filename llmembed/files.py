@@ -38,29 +38,50 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a place where writing would fail, before anything is computed for it; leaves nothing behind.
+    """Refuse a place where writing a file would fail, before anything is computed for it; leaves nothing behind.
 
     Raises:
         UsageError: the name is too long or is a folder's, a file is in the way of its folder, or nothing can be written
             there.
     """
-    made: list[Path] = []
-    probe = path.with_name(f".{secrets.token_hex(4)}.probe")
-    try:
+    with _trying(path) as probe:
         if path.is_dir():
             raise UsageError(f"{path} is a folder; name a file.")
-        for folder in reversed([path.parent, *path.parent.parents]):
-            if not folder.exists():
-                folder.mkdir()
-                made.append(folder)
         # A name that is too long shows here.
         with suppress(FileNotFoundError):
             path.lstat()
         probe.touch()
+        probe.unlink()
+
+
+def check_folder_writable(folder: Path) -> None:
+    """Refuse a place where writing a folder and replacing it would fail; leaves nothing behind.
+
+    Raises:
+        UsageError: the name is too long, a file is in the way of the folder that it stands in, or nothing can be
+            written there.
+    """
+    with _trying(folder) as probe:
+        # The longest name that it has while it is exchanged; another process may take it for what is left of that.
+        probe = probe.with_name(f".{folder.name}.{secrets.token_hex(4)}.replaced")
+        probe.mkdir()
+        with suppress(FileNotFoundError):
+            probe.rmdir()
+
+
+@contextmanager
+def _trying(path: Path) -> Iterator[Path]:
+    """Yield a hidden name beside `path` to try with; folders that are made for that are taken away again."""
+    made: list[Path] = []
+    try:
+        for folder in reversed([path.parent, *path.parent.parents]):
+            if not folder.exists():
+                folder.mkdir()
+                made.append(folder)
+        yield path.with_name(f".{secrets.token_hex(4)}.probe")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}. Name another place.") from error
     finally:
-        with suppress(OSError):
-            probe.unlink()
         for folder in reversed(made):
-            folder.rmdir()
+            with suppress(OSError):
+                folder.rmdir()

@@ -19,7 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from llmembed.classifier import check_destination
+from llmembed.classifier_files import check_destination
 from llmembed.compare import FUSIONS
 from llmembed.dataset import Dataset
 from llmembed.errors import CacheError

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save
+
+from llmembed.fusion import Layout
+from llmembed.saved import SavedFiles
 
 FILE = "scaler.safetensors"
 
@@ -50,13 +53,24 @@ def widen(values: np.ndarray) -> np.ndarray:
 def save_scalers(scalers: Sequence[Scaler], folder: Path) -> None:
     """Write scaler.safetensors: `mean.<b>` and `scale.<b>` of each backbone b."""
     arrays = {f"mean.{number}": scaler.mean for number, scaler in enumerate(scalers)}
-    save_file(arrays | {f"scale.{number}": scaler.scale for number, scaler in enumerate(scalers)}, folder / FILE)
+    arrays |= {f"scale.{number}": scaler.scale for number, scaler in enumerate(scalers)}
+    (folder / FILE).write_bytes(save(arrays))
 
 
-def load_scalers(folder: Path) -> tuple[Scaler, ...]:
-    """Read scaler.safetensors."""
-    arrays = load_file(folder / FILE)
-    return tuple(Scaler(arrays[f"mean.{number}"], arrays[f"scale.{number}"]) for number in range(len(arrays) // 2))
+def load_scalers(files: SavedFiles, layout: Layout) -> tuple[Scaler, ...]:
+    """Make the scalers of which `save_scalers` wrote the file; `layout` has the layers and the dim of each backbone.
+
+    Raises:
+        ClassifierError: the file is missing, damaged, or of another layout.
+    """
+    arrays = files.read_arrays(FILE)
+    shapes = {f"{part}.{number}": shape for number, shape in enumerate(layout) for part in ("mean", "scale")}
+    files.expect_arrays(FILE, arrays, shapes)
+    for number in range(len(layout)):
+        # One over anything smaller is infinite.
+        if not (arrays[f"scale.{number}"] >= np.finfo(np.float32).tiny).all():
+            raise files.damaged(FILE, f"'scale.{number}' is not positive everywhere")
+    return tuple(Scaler(arrays[f"mean.{number}"], arrays[f"scale.{number}"]) for number in range(len(layout)))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone, check_destination
+from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone
+from llmembed.classifier_files import check_destination
 from llmembed.dataset import SPLITS, Dataset
 from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate

@@ -6,6 +6,7 @@ texts and no layers.
 """
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llmembed.cache.kept import Kept
 from llmembed.errors import ClassifierError, InputError, UsageError
+from llmembed.saved import Arrays, SavedFiles, checked_arguments, checked_labels
 
 # Where each head is: imported only when asked for, because torch, LightGBM and scikit-learn take seconds to import.
 HEADS = {
@@ -30,6 +32,7 @@ JSON_FILE = "head.json"
 ARRAYS_FILE = "head.safetensors"
 # Arrays that every head has in it.
 OFFSET, CLASS_WEIGHTS = "class_offset", "class_weights"
+TREES_FILE = "head.txt"
 FORMAT = 2
 # A value standardised over n rows is at most sqrt(n): the limit touches only values that training never saw, and keeps
 # squares and their sums finite in float32.
@@ -78,11 +81,13 @@ class Head(Protocol):
     Attributes:
         classes_: the labels [classes], sorted; column i of the probabilities belongs to `classes_[i]`.
         class_weights_: how much the decision favours each class, float32 [classes]: 1 without a `class_weight`.
+        n_features_in_: the number of features that it was fitted on.
         notes_: what the fit chose by itself, as plain JSON values.
     """
 
     classes_: NDArray[Any]
     class_weights_: Features
+    n_features_in_: int
     notes_: dict[str, Any]
 
     def fit(
@@ -111,8 +116,8 @@ class Head(Protocol):
         ...
 
     @classmethod
-    def load(cls, folder: Path) -> "Head":
-        """Read a head that `save` wrote."""
+    def load(cls, files: SavedFiles) -> "Head":
+        """Make the head of which `save` wrote the files."""
         ...
 
 
@@ -131,25 +136,34 @@ def make_head(name: str, *, seed: int = 0, **params: Any) -> Head:
     return head
 
 
-def load_head(folder: Path) -> Head:
-    """Read the head, of whichever kind, that was saved into `folder`.
+def load_head(source: Path | SavedFiles) -> Head:
+    """Load the head, of whichever kind, that was saved into a folder; its files may have been read already.
 
     Raises:
-        ClassifierError: no head there, or its files are damaged.
+        ClassifierError: no head there, or a file of it is damaged.
     """
-    name = _read_json(folder)["head"]
-    if name not in HEADS:
-        raise ClassifierError(f"{folder / JSON_FILE} names the head {name!r}; known are {', '.join(HEADS)}.")
-    head: Head = _head_class(name).load(folder)
+    names = (JSON_FILE, ARRAYS_FILE, TREES_FILE)
+    files = SavedFiles.read(source, names) if isinstance(source, Path) else source
+    if JSON_FILE not in files.contents:
+        raise ClassifierError(f"There is no head in {files.folder}: {JSON_FILE} is missing.")
+    name = files.read_json(JSON_FILE).get("head")
+    if not isinstance(name, str) or name not in HEADS:
+        raise files.damaged(JSON_FILE, f"it names the head {name!r}; known are {', '.join(HEADS)}")
+    head: Head = _head_class(name).load(files)
     return head
 
 
-def write_head(folder: Path, head: Any, arrays: dict[str, NDArray[Any]], **fitted: Any) -> None:
-    """Write `head.json` (parameters, classes, notes, the scalars in `fitted`) and `head.safetensors` (arrays).
+def head_name(head: Head) -> str:
+    """Return the name of a head, one of `HEADS`."""
+    return next(name for name, (_, class_name) in HEADS.items() if class_name == type(head).__name__)
+
+
+def write_head(folder: Path, head: Any, arrays: Arrays) -> None:
+    """Write `head.json` (parameters, classes, notes, what was fitted) and `head.safetensors` (arrays).
 
     What every head has, such as its calibration, is written with them.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
     params = head.get_params()
@@ -158,42 +172,51 @@ def write_head(folder: Path, head: Any, arrays: dict[str, NDArray[Any]], **fitte
         params["class_weight"] = list(params["class_weight"].items())
     content = {
         "format": FORMAT,
-        "head": next(name for name, (_, class_name) in HEADS.items() if class_name == type(head).__name__),
+        "head": head_name(head),
         "params": params,
         "classes": head.classes_.tolist(),
         "notes": head.notes_,
-        "fitted": {**fitted, "features": head.n_features_in_, "sharpness": head.sharpness_},
+        "fitted": {"features": head.n_features_in_, "sharpness": head.sharpness_},
     }
     arrays = {**arrays, OFFSET: head.offset_, CLASS_WEIGHTS: head.class_weights_}
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS_FILE)
+    # Not save_file: on a full disk its error is none of the operating system's.
+    content_of_arrays = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    (folder / ARRAYS_FILE).write_bytes(content_of_arrays)
     # Parameters from a search over an array are NumPy's scalars.
     text = json.dumps(content, indent=2, default=np.generic.item)
     (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def read_head(folder: Path, head_class: type) -> tuple[Any, dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read what `write_head` wrote: a head with parameters, classes and notes set; its arrays; its fitted scalars.
+def read_head(files: SavedFiles, head_class: type) -> tuple[Any, Arrays]:
+    """Read what `write_head` wrote: a head with all that every head has set, and the arrays that are its own.
 
     Raises:
         ClassifierError: a file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    content = _read_json(folder)
+    content = files.read_json(JSON_FILE)
+    if content.get("format") != FORMAT:
+        raise files.damaged(JSON_FILE, f"it is not a head of format {FORMAT}")
     try:
-        arrays = load_file(folder / ARRAYS_FILE)
-        head = head_class(**content["params"])
-        if isinstance(head.class_weight, list):
-            head.class_weight = dict(head.class_weight)
-        head.classes_ = np.asarray(content["classes"])
-        head.notes_ = content["notes"]
-        fitted = content["fitted"]
+        params = content["params"]
+        if isinstance(params, dict) and isinstance(params.get("class_weight"), list):
+            params = {**params, "class_weight": dict(params["class_weight"])}
+        head = head_class(**checked_arguments(head_class.__init__, params))  # type: ignore[misc]
+        head.classes_ = np.asarray(checked_labels(content["classes"]))
+        head.notes_, fitted = dict(content["notes"]), dict(content["fitted"])
+        if fitted.keys() != {"features", "sharpness"} or not all(0 < value < math.inf for value in fitted.values()):
+            raise ValueError("the fitted numbers are not features and sharpness, both positive and finite")
         head.n_features_in_, head.sharpness_ = fitted["features"], fitted["sharpness"]
-        head.offset_, head.class_weights_ = arrays.pop(OFFSET), arrays.pop(CLASS_WEIGHTS)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise ClassifierError(f"The head in {folder} is damaged ({error}). Train the classifier again.") from error
-    return head, arrays, fitted
+        if type(head.n_features_in_) is not int:
+            raise TypeError("the number of features is no whole number")
+    except (KeyError, TypeError, ValueError) as error:
+        raise files.damaged(JSON_FILE, f"{type(error).__name__}: {error}") from error
+    arrays = files.read_arrays(ARRAYS_FILE)
+    shared = {name: arrays.pop(name) for name in (OFFSET, CLASS_WEIGHTS) if name in arrays}
+    files.expect_arrays(ARRAYS_FILE, shared, dict.fromkeys((OFFSET, CLASS_WEIGHTS), head.classes_.shape))
+    head.offset_, head.class_weights_ = shared[OFFSET], shared[CLASS_WEIGHTS]
+    if not (head.class_weights_ > 0).all():
+        raise files.damaged(ARRAYS_FILE, f"{CLASS_WEIGHTS!r} holds weights that are not positive")
+    return head, arrays
 
 
 def select_rows(X: "Features | Matrix", rows: Codes) -> "Features | Matrix":
@@ -308,21 +331,3 @@ def _head_class(name: str) -> Any:
         raise UsageError(f"There is no head {name!r}; there are {', '.join(HEADS)}.")
     module, class_name = HEADS[name]
     return getattr(import_module(module), class_name)
-
-
-def _read_json(folder: Path) -> dict[str, Any]:
-    path = folder / JSON_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ClassifierError(f"There is no head in {folder}: {JSON_FILE} is missing.") from error
-    except ValueError as error:
-        raise ClassifierError(f"{path} is not valid JSON ({error}). Train the classifier again.") from error
-    if not isinstance(content, dict) or "head" not in content:
-        raise ClassifierError(f"{path} is not a head. Train the classifier again.")
-    if content.get("format") != FORMAT:
-        raise ClassifierError(
-            f"{path} has format {content.get('format')}; this llmembed reads format {FORMAT}, whose probabilities do "
-            "not depend on class weights. Train the classifier again."
-        )
-    return content

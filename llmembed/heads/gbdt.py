@@ -12,9 +12,10 @@ import lightgbm
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llmembed.errors import ClassifierError
 from llmembed.folds import hold_out
 from llmembed.heads import (
+    ARRAYS_FILE,
+    TREES_FILE,
     ClassWeight,
     Codes,
     Features,
@@ -28,8 +29,8 @@ from llmembed.heads import (
 )
 from llmembed.heads.estimator import Estimator
 from llmembed.heads.projection import Projection, fit_projection
+from llmembed.saved import SavedFiles
 
-TREES_FILE = "head.txt"
 VALUES_PER_THREAD = 250_000
 
 
@@ -172,19 +173,25 @@ class GBDTHead(Estimator):
         (folder / TREES_FILE).write_text(self.booster_.model_to_string(), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a head that `save` wrote.
+    def load(cls, files: SavedFiles) -> Self:
+        """Make the head of which `save` wrote the files.
 
         Raises:
             ClassifierError: a file is missing or damaged.
         """
         head: Self
-        head, arrays, _ = read_head(folder, cls)
-        head.projection_ = Projection(arrays["projection"], arrays["offset"]) if arrays else None
+        head, arrays = read_head(files, cls)
+        head.projection_, inputs = None, head.n_features_in_
+        if arrays:
+            inputs = max(arrays["offset"].size if "offset" in arrays else 0, len(head.classes_))
+            shapes = {"projection": (head.n_features_in_, inputs), "offset": (inputs,)}
+            files.expect_arrays(ARRAYS_FILE, arrays, shapes)
+            head.projection_ = Projection(arrays["projection"], arrays["offset"])
         try:
-            head.booster_ = lightgbm.Booster(model_str=(folder / TREES_FILE).read_text(encoding="utf-8"))
-        except (OSError, lightgbm.basic.LightGBMError) as error:
-            raise ClassifierError(f"The head in {folder} is damaged ({error}). Train the classifier again.") from error
+            text = files.content(TREES_FILE).decode()
+            head.booster_ = lightgbm.Booster(model_str=text)
+        except (ValueError, lightgbm.basic.LightGBMError) as error:
+            raise files.damaged(TREES_FILE, error) from error
         return head
 
 

@@ -9,10 +9,21 @@ from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
-from llmembed.heads import ClassWeight, Features, Matrix, Rows, Validation, read_head, weigh_classes, write_head
+from llmembed.heads import (
+    ARRAYS_FILE,
+    ClassWeight,
+    Features,
+    Matrix,
+    Rows,
+    Validation,
+    read_head,
+    weigh_classes,
+    write_head,
+)
 from llmembed.heads.discriminant import SHRINKAGES, fit_discriminant
 from llmembed.heads.estimator import Estimator
 from llmembed.heads.sweep import map_rows
+from llmembed.saved import SavedFiles
 
 
 class LDAHead(Estimator):
@@ -62,15 +73,15 @@ class LDAHead(Estimator):
         write_head(folder, self, {"weight": self.weight_, "bias": self.bias_})
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a head that `save` wrote.
+    def load(cls, files: SavedFiles) -> Self:
+        """Make the head of which `save` wrote the files.
 
         Raises:
             ClassifierError: a file is missing or damaged.
         """
         head: Self
-        head, arrays, _ = read_head(folder, cls)
-        # JSON has no tuples; equal parameters must stay equal.
-        head.shrinkages = tuple(head.shrinkages)
+        head, arrays = read_head(files, cls)
+        shapes = {"weight": (head.n_features_in_, len(head.classes_)), "bias": (len(head.classes_),)}
+        files.expect_arrays(ARRAYS_FILE, arrays, shapes)
         head.weight_, head.bias_ = arrays["weight"], arrays["bias"]
         return head

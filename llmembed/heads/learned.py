@@ -65,7 +65,8 @@ class Cooccurrence(nn.Module):
         self.compress = nn.ModuleList(nn.Linear(dim, compressed) for layers, dim in layout for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
         self.sigma = nn.Parameter(torch.tensor(float(sigma)))
-        self._above = torch.triu_indices(count, count, offset=1)
+        # Not a weight: it must exist also where weights are still to be read.
+        self._above = torch.triu_indices(count, count, offset=1, device="cpu")
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Pool [rows, features] -> [rows, width]."""

@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 
 from llmembed.folds import hold_out
 from llmembed.heads import (
+    ARRAYS_FILE,
     ClassWeight,
     Codes,
     Features,
@@ -32,6 +33,7 @@ from llmembed.heads.axes import Axes, find_axes
 from llmembed.heads.estimator import Estimator
 from llmembed.heads.projection import fit_projection
 from llmembed.heads.sweep import map_rows, sweep
+from llmembed.saved import SavedFiles
 
 # Where no more than the order of the penalties is asked for, a tenth of the precision does.
 SEARCH_TOLERANCE = 10.0
@@ -151,16 +153,16 @@ class LogisticHead(Estimator):
         write_head(folder, self, arrays)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a head that `save` wrote.
+    def load(cls, files: SavedFiles) -> Self:
+        """Make the head of which `save` wrote the files.
 
         Raises:
             ClassifierError: a file is missing or damaged.
         """
         head: Self
-        head, arrays, _ = read_head(folder, cls)
-        # JSON has no tuples; equal parameters must stay equal.
-        head.inverse_penalties = tuple(head.inverse_penalties)
+        head, arrays = read_head(files, cls)
+        shapes = {"weight": (head.n_features_in_, len(head.classes_)), "bias": (len(head.classes_),)}
+        files.expect_arrays(ARRAYS_FILE, arrays, shapes, ("float32", "float64"))
         head.weight_, head.bias_ = arrays["weight"], arrays["bias"]
         return head
 

@@ -18,9 +18,11 @@ from torch import nn
 
 from llmembed.errors import InputError
 from llmembed.folds import hold_out
-from llmembed.fusion import Layout
+from llmembed.fusion import LEARNED, Layout
 from llmembed.heads import (
+    ARRAYS_FILE,
     BLOCK_VALUES,
+    JSON_FILE,
     ClassWeight,
     Codes,
     Features,
@@ -36,6 +38,7 @@ from llmembed.heads import (
 )
 from llmembed.heads.estimator import Estimator
 from llmembed.heads.learned import Cooccurrence, WeightedMean
+from llmembed.saved import Arrays, SavedFiles
 
 WEIGHTS_TO_SHARE = 2**18
 # Rows that lie side by side on disk and are read together: 32 of 4,096 float16 values are 256 kB of each layer.
@@ -198,21 +201,44 @@ class MLPHead(Estimator):
         write_head(folder, self, arrays)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a head that `save` wrote.
+    def load(cls, files: SavedFiles) -> Self:
+        """Make the head of which `save` wrote the files.
 
         Raises:
             ClassifierError: a file is missing or damaged.
         """
         head: Self
-        head, arrays, _ = read_head(folder, cls)
-        # JSON has no tuples; equal parameters must stay equal.
-        head.hidden = tuple(head.hidden)
-        head.layout = tuple((layers, dim) for layers, dim in head.layout)
-        members = {int(name.partition(".")[0]) for name in arrays}
-        head.network_ = nn.ModuleList(head._member() for _ in members)
-        head.network_.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        head, arrays = read_head(files, cls)
+        head.network_ = head._empty_network(files, arrays)
+        head.network_.load_state_dict({name: torch.from_numpy(each) for name, each in arrays.items()}, assign=True)
         return head
+
+    def _empty_network(self, files: SavedFiles, arrays: Arrays) -> nn.ModuleList:
+        """Make networks without memory for weights, into which exactly these arrays go.
+
+        Raises:
+            ClassifierError: there are no networks of these parameters and shapes.
+        """
+        widest = max((length for array in arrays.values() for length in array.shape), default=0)
+        widths = [*self.hidden, *(number for each in self.layout for number in each)]
+        # No more parts than there are arrays: each of them takes time to make.
+        parts = len(self.hidden) + len(self.layout)
+        if self.fusion is None:
+            widths = [*widths, self.n_features_in_]
+        elif self.fusion == "cooccurrence":
+            widths, parts = [*widths, self.compressed], parts + sum(layers for layers, _ in self.layout)
+        known = self.fusion in (None, *LEARNED) and self.dropout <= 1
+        if not (known and all(1 <= width <= widest for width in widths) and parts <= len(arrays)):
+            raise files.damaged(JSON_FILE, "its parameters do not fit the arrays")
+        members = len({name.partition(".")[0] for name in arrays})
+        try:
+            with torch.device("meta"):
+                network = nn.ModuleList(self._member() for _ in range(members))
+        except InputError as error:
+            raise files.damaged(JSON_FILE, error) from error
+        shapes = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
+        files.expect_arrays(ARRAYS_FILE, arrays, shapes)
+        return network
 
 
 class _Step:
