@@ -208,7 +208,7 @@ class Classifier:
         params = {"fusion": None, "layout": (), **head.get_params()}
         agreements = {
             "head": head_name(head) == record.head,
-            "labels": tuple(map(str, head.classes_.tolist())) == record.labels,
+            "labels": head.classes_.tolist() == list(range(len(record.labels))),
             "features": head.n_features_in_ == fused_width(record.fusion, record.layout),
             "fusion": params["fusion"] == learned and (learned is None or params["layout"] == record.layout),
         }
