@@ -29,6 +29,7 @@ from llmembed.heads import (
 )
 from llmembed.heads.estimator import Estimator
 from llmembed.heads.projection import Projection, fit_projection
+from llmembed.heads.trees import check_trees, cut_trees
 from llmembed.saved import SavedFiles
 
 VALUES_PER_THREAD = 250_000
@@ -170,7 +171,7 @@ class GBDTHead(Estimator):
         if self.projection_ is not None:
             arrays = {"projection": self.projection_.weight, "offset": self.projection_.offset}
         write_head(folder, self, arrays)
-        (folder / TREES_FILE).write_text(self.booster_.model_to_string(), encoding="utf-8")
+        (folder / TREES_FILE).write_text(cut_trees(self.booster_.model_to_string()), encoding="utf-8")
 
     @classmethod
     def load(cls, files: SavedFiles) -> Self:
@@ -189,8 +190,9 @@ class GBDTHead(Estimator):
             head.projection_ = Projection(arrays["projection"], arrays["offset"])
         try:
             text = files.content(TREES_FILE).decode()
+            check_trees(text, inputs=inputs, classes=len(head.classes_), rounds=head.notes_["rounds"])
             head.booster_ = lightgbm.Booster(model_str=text)
-        except (ValueError, lightgbm.basic.LightGBMError) as error:
+        except (KeyError, TypeError, ValueError, lightgbm.basic.LightGBMError) as error:
             raise files.damaged(TREES_FILE, error) from error
         return head
 
