@@ -5,6 +5,7 @@ the file. Knows neither what the record means nor what is in the files.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -88,7 +89,8 @@ def check_destination(folder: Path) -> None:
     check_folder_writable(folder.resolve())
     if folder.is_symlink():
         raise ClassifierError(f"{folder} is a link to {folder.readlink()}; name the folder itself with --out.")
-    if folder.is_mount():
+    # Unlike Path.is_mount it may vanish meanwhile, while another process exchanges it.
+    if os.path.ismount(folder):
         raise ClassifierError(f"{folder} is a mount point, which cannot be renamed; name a folder in it with --out.")
     try:
         finish_exchange(folder.resolve(), KIND)

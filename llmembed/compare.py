@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import product
@@ -342,13 +343,13 @@ def _open(places: Sequence[tuple[Path, tuple[int, ...]]], part: Part, fold_of: F
 def _run(trial: Trial) -> Result:
     configuration, part = trial.configuration, _opened["part"]
     sources = configuration.of(_opened["sources"])
-    read = [number for number, layers in enumerate(configuration.layers) if layers]
-    part = replace(part, rows=part.rows.of(read))
+    own = [number for number, layers in enumerate(configuration.layers) if layers]
+    part = replace(part, rows=part.rows.of(own))
     held_out = _opened["fold_of"][trial.seed] == trial.fold
     fit, held = part.take(~held_out), part.take(held_out)
     scalers = fit_scalers(sources, fit.rows)
-    features, fit = read_features(sources, fit, scalers, configuration.fusion)
-    unseen, held = read_features(sources, held, scalers, configuration.fusion)
+    read = partial(read_features, sources, scalers=scalers, fusion=configuration.fusion, processes=count_cores())
+    (features, fit), (unseen, held) = read(part=fit), read(part=held)
     options = index_options(TRIAL_OPTIONS.get(configuration.head, {}) | configuration.options, _opened["labels"])
     head = make_estimator(configuration.head, configuration.fusion, sources, seed=trial.seed, **options)
     start = perf_counter()

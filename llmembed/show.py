@@ -127,8 +127,10 @@ def show_training(training: "Training") -> None:
         f"{training.rows:,} training rows ({training.validation_rows:,} of them validation), "
         f"{report.rows:,} test rows, {training.classes} classes"
     )
+    where = "in memory" if training.in_memory else "on disk"
     print_line(
-        f"read {training.read_seconds:.1f} s, fit {training.fit_seconds:.1f} s, test {training.test_seconds:.1f} s"
+        f"read {training.read_seconds:.1f} s, fit {training.fit_seconds:.1f} s ({where}, threads: {training.threads}), "
+        f"test {training.test_seconds:.1f} s"
     )
     for each, weights in zip(settings["backbones"], training.notes.get("layer_weights", []), strict=False):
         shares = ", ".join(f"{layer}: {weight:.0%}" for layer, weight in zip(each["layers"], weights, strict=True))

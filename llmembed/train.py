@@ -18,6 +18,7 @@ import numpy as np
 
 from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone
 from llmembed.classifier_files import check_destination
+from llmembed.cores import count_threads
 from llmembed.dataset import SPLITS, Dataset
 from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
@@ -27,11 +28,13 @@ from llmembed.fusion import LEARNED, Fusion
 from llmembed.heads import Head, make_head
 from llmembed.labels import index_labels, index_options, name_some
 from llmembed.left_out import without_quarantined
+from llmembed.memory import total_memory
 from llmembed.predict import classify_rows
 from llmembed.scaling import Scaler
 
-# Features up to 0.5 GB are read once; larger ones stay on disk and are read block by block.
-RESIDENT_VALUES = 2**27
+# Features that fill no more of the machine's memory are read once; larger ones stay on disk and are read in blocks.
+# A head may copy them, and other programs need some too.
+RESIDENT_SHARE = 1 / 8
 VERSIONS = ("llmembed", "torch", "scikit-learn", "lightgbm", "numpy")
 
 
@@ -47,6 +50,8 @@ class Training:
         classes: number of classes.
         features: width of the fused features.
         notes: what the head chose by itself.
+        threads: processor threads; with another number `mlp` gives slightly other numbers.
+        in_memory: whether the features were; from disk, `mlp` sees the rows in another order.
         read_seconds: finding, checking, scaling and fusing the training rows.
         fit_seconds: fitting the head.
         test_seconds: reading and classifying the test rows.
@@ -60,6 +65,8 @@ class Training:
     classes: int
     features: int
     notes: dict[str, Any]
+    threads: int
+    in_memory: bool
     read_seconds: float
     fit_seconds: float
     test_seconds: float
@@ -106,10 +113,10 @@ def train(
 
     `backbones` name one cache each, by default the one extracted last; `layers` are read of each of them, by default
     all. `head_options` are parameters of the head, such as `{"hidden": (512, 256)}` or weights by label,
-    `{"class_weight": {"spam": 5.0}}`. The same seed on the same CPU
-    gives the same metrics.json. Without `out` the classifier goes to a folder under models/ whose name tells the
-    settings, so that a training never replaces another one's. `on_warning` is told which rows are left out because
-    their texts have no embeddings.
+    `{"class_weight": {"spam": 5.0}}`. The same seed on the same machine with as many threads gives the same
+    metrics.json. Without `out` the classifier goes to a folder under models/ whose name tells the settings, so that a
+    training never replaces another one's. `on_warning` is told which rows are left out because their texts have no
+    embeddings.
 
     Raises:
         CacheError: no cache, rows missing from it, or a damaged shard, with the command that mends it.
@@ -165,6 +172,8 @@ def train_on(
         classes=len(labels),
         features=features.shape[1],
         notes=estimator.notes_,
+        threads=count_threads(),
+        in_memory=isinstance(features, np.ndarray),
         read_seconds=round(read - start, 3),
         fit_seconds=round(fitted - read, 3),
         test_seconds=round(time.perf_counter() - fitted, 3),
@@ -242,15 +251,15 @@ def training_part(dataset: Dataset, sources: Sequence[Source], groups: np.ndarra
 
 
 def read_features(
-    sources: Sequence[Source], part: Part, scalers: Sequence[Scaler], fusion: Fusion
+    sources: Sequence[Source], part: Part, scalers: Sequence[Scaler], fusion: Fusion, *, processes: int = 1
 ) -> tuple[Features | np.ndarray, Part]:
     """Give the features [rows, features] of a part, and the part in their order.
 
-    A few rows are read now, as they stand; many whenever the head asks for them, in the order in which they lie on
-    disk.
+    What fits into an eighth of the machine's memory, or the part of that for one of several `processes`, is read now,
+    as it stands; what is larger whenever the head asks for it, in the order in which the rows lie on disk.
     """
     features = Features(sources, part.rows, scalers, fusion)
-    if features.shape[0] * features.shape[1] <= RESIDENT_VALUES:
+    if 4 * features.shape[0] * features.shape[1] <= RESIDENT_SHARE * total_memory() / processes:
         return features[:], part
     order = part.rows.on_disk()
     return features.select_rows(order), part.take(order)
@@ -290,7 +299,12 @@ def _save(classifier: Classifier, training: Training, out: Path) -> None:
         out,
         {
             # Without times and paths, so that equal trainings give equal files.
-            "metrics.json": {**training.settings, **asdict(training.report)},
+            "metrics.json": {
+                **training.settings,
+                "threads": training.threads,
+                "in_memory": training.in_memory,
+                **asdict(training.report),
+            },
             "report.json": training.to_json(),
         },
     )

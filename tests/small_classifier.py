@@ -29,24 +29,23 @@ LAYERS = (2, 4)
 
 
 def digit_embeddings() -> tuple[np.ndarray, np.ndarray]:
-    """Give embeddings float16 [1797, 2, 32] and labels [1797]."""
+    """Give embeddings float16 [1797, 2, 32] and class indices [1797]."""
     X, y = load_digits(return_X_y=True)
-    return X.reshape(-1, 2, 32).astype(np.float16), np.array([f"digit {value}" for value in y])
+    return X.reshape(-1, 2, 32).astype(np.float16), y
 
 
 def make_classifier(head: str = "lda", *, seed: int = 0, fusion: str = "concat", **options) -> Classifier:
     """Fit a classifier on the first 600 digits."""
-    embeddings, labels = digit_embeddings()
-    embeddings, labels = embeddings[:600], labels[:600]
+    embeddings, digits = (each[:600] for each in digit_embeddings())
     scaler = fit_scaler([moments(embeddings)])
     learned = {"fusion": fusion, "layout": ((2, 32),)} if fusion in ("weighted", "cooccurrence") else {}
     fitted = make_head(head, seed=seed, **{**QUICK[head], **learned, **options})
-    fitted.fit(fuse([scaler.apply(embeddings)], fusion), labels)
+    fitted.fit(fuse([scaler.apply(embeddings)], fusion), digits)
     record = ClassifierRecord(
         backbones=(RecordedBackbone(name="digits", found_at="digits", spec=SPEC, layers=LAYERS),),
         fusion=fusion,
         head=head,
-        labels=tuple(map(str, fitted.classes_)),
+        labels=tuple(f"digit {value}" for value in fitted.classes_),
         training={"dataset": "digits", "seed": seed},
     )
     return Classifier(record, (scaler,), fitted)

@@ -110,7 +110,7 @@ HOSTILE = {
     "lda-huge": ("lda", "head.json", lambda path: path.write_text(" " * 2**25)),
     "lda-scaler": ("lda", "scaler.safetensors", without_an_array),
     "lda-format": ("lda", "head.json", changed_json(lambda head: head.update(format=1))),
-    "record-labels": ("lda", "head.json", changed_record(lambda record: record["labels"].reverse())),
+    "record-labels": ("lda", "head.json", changed_record(lambda record: record["labels"].pop())),
     "record-twice": ("lda", "classifier.json", changed_record(lambda record: record["labels"].append("digit 0"))),
     "record-layers": ("lda", "classifier.json", changed_record(lambda r: r["backbones"][0].update(layers=[2, 2]))),
     "record-layer": ("lda", "classifier.json", changed_record(lambda r: r["backbones"][0].update(layers=[2, 3]))),

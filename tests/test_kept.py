@@ -24,7 +24,7 @@ ONES = {"ones": np.ones(3, np.float32)}
 @pytest.fixture
 def root(pydocs_cache, tmp_path, monkeypatch) -> Path:
     """Give a copy of the cache, without what other tests kept, whose features count as too many for memory."""
-    monkeypatch.setattr(stage, "RESIDENT_VALUES", 0)
+    monkeypatch.setattr(stage, "RESIDENT_SHARE", 0)
     shutil.copytree(pydocs_cache, tmp_path / "cache", ignore=shutil.ignore_patterns(FOLDER))
     return tmp_path / "cache"
 

@@ -195,7 +195,10 @@ def read_head(files: SavedFiles, head_class: type) -> tuple[Any, Arrays]:
     """
     content = files.read_json(JSON_FILE)
     if content.get("format") != FORMAT:
-        raise files.damaged(JSON_FILE, f"it is not a head of format {FORMAT}")
+        raise ClassifierError(
+            f"{files.folder / JSON_FILE} has format {content.get('format')}; this llmembed reads format {FORMAT}, "
+            "whose probabilities do not depend on class weights. Train the classifier again with `llmembed train`."
+        )
     try:
         params = content["params"]
         if isinstance(params, dict) and isinstance(params.get("class_weight"), list):
@@ -294,36 +297,6 @@ def softmax(logits: NDArray[np.floating]) -> Features:
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
     probabilities: Features = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
     return probabilities
-
-
-def log_loss(logits: NDArray[np.floating], codes: Codes) -> float:
-    """Give the mean cross-entropy in nats of the rows whose code is known (not -1)."""
-    known = np.flatnonzero(codes >= 0)
-    shifted = logits[known] - logits[known].max(axis=1, keepdims=True)
-    normaliser = np.log(np.exp(shifted, dtype=np.float64).sum(axis=1))
-    return float(np.mean(normaliser - shifted[np.arange(len(known)), codes[known]])) if len(known) else 0.0
-
-
-def fit_sharpness(logits: NDArray[np.floating], codes: Codes) -> float:
-    """Find the factor on the logits with the least cross-entropy.
-
-    It is one over the temperature of Guo et al. 2017, section 4.2. Rows of unknown class (-1) do not count. Targets are
-    smoothed by 1 / (rows + 2), as in Platt 1999, section 2.2, so that a validation part without errors does not ask for
-    an infinite factor.
-    """
-    known = np.flatnonzero(codes >= 0)
-    if not len(known):
-        return 1.0
-    z = np.asarray(logits, dtype=np.float64)[known]
-    smoothing = 1 / (len(known) + 2)
-    target = (1 - smoothing) * z[np.arange(len(known)), codes[known]] + smoothing * z.mean(axis=1)
-    # The loss is convex in the factor, so its slope (expected minus target logit) has one zero: bisect its logarithm.
-    low, high = np.log(1e-2), np.log(1e2)
-    for _ in range(24):
-        middle = (low + high) / 2
-        slope = float(np.mean((softmax(np.exp(middle) * z) * z).sum(axis=1) - target))
-        low, high = (low, middle) if slope > 0 else (middle, high)
-    return float(np.exp((low + high) / 2))
 
 
 def _head_class(name: str) -> Any:

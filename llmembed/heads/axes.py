@@ -14,6 +14,7 @@ from scipy.linalg import eigh
 from sklearn.utils.extmath import randomized_svd
 
 from llmembed.heads import Features, Matrix
+from llmembed.heads.sweep import map_rows, one_thread_each, sum_rows
 
 # Of 2,688 features, 256 axes of 2,048 rows brought the conjugate gradients of `discriminant` to the loss of the exact
 # solution in 4 to 10 steps (AG News); 64 axes or 512 rows took half as many again.
@@ -53,13 +54,26 @@ def find_axes(X: Features | Matrix, *, seed: int) -> Axes:
     sample = X[np.sort(rows)]
     # Of the two products the smaller one, whose eigenvalues are the same: 20,480 features would take 18 s themselves.
     wide = sample.shape[1] > sample.shape[0]
-    gram = sample @ sample.T if wide else sample.T @ sample
-    if len(gram) <= 2 * AXES:
-        values, vectors = (part[..., ::-1][..., :AXES].T for part in eigh(gram))
-    else:
-        # QR, for LU overflows where the features are linearly dependent.
-        _, values, vectors = randomized_svd(gram, AXES, n_iter=2, power_iteration_normalizer="QR", random_state=seed)
+    gram = map_rows(sample, lambda block: block @ sample.T, len(sample)) if wide else _sum_products(sample)
+    with one_thread_each():
+        if len(gram) <= 2 * AXES:
+            values, vectors = (part[..., ::-1][..., :AXES].T for part in eigh(gram))
+        else:
+            # QR, for LU overflows where the features are linearly dependent.
+            _, values, vectors = randomized_svd(
+                gram, AXES, n_iter=2, power_iteration_normalizer="QR", random_state=seed
+            )
     # Not under float32's resolution of the largest one, so that rows that are all alike do not divide by 0.
     values = values.clip(1e-6 * values[0] + 1e-30)
-    vectors = sample.T @ (vectors.T / np.sqrt(values)) if wide else vectors.T
+    with one_thread_each():
+        vectors = sample.T @ (vectors.T / np.sqrt(values)) if wide else vectors.T
     return Axes(np.ascontiguousarray(vectors, np.float32), (values / len(sample)).astype(np.float32))
+
+
+def _sum_products(X: Features) -> Features:
+    """Multiply X' X -> float32 [features, features]."""
+
+    def add(total: Features, _: slice, block: Features) -> None:
+        total += block.T @ block
+
+    return sum_rows(X, (X.shape[1], X.shape[1]), add)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from llmembed.folds import deal_folds
-from llmembed.heads import Codes, Features, Matrix, fit_sharpness, log_loss
+from llmembed.heads import Codes, Features, Matrix
 from llmembed.heads.axes import Axes, find_axes
-from llmembed.heads.sweep import sum_rows
+from llmembed.heads.calibration import fit_sharpness, log_loss
+from llmembed.heads.sweep import one_thread_each, sum_rows
 
 FOLDS = 5
 # To choose from. Fewer rows ask for more: the out-of-fold loss chose 0.01 on 48,208 AG News rows and 1 on 7,108 MR
@@ -63,7 +64,13 @@ def fit_discriminant(
     Hastie, Tibshirani, Friedman, Elements of Statistical Learning, eq. 4.10, with the covariance regularised by the
     shrinkage times the identity (section 4.3.1).
     """
-    fold = deal_folds(codes, groups, folds=FOLDS, seed=seed)
+    with one_thread_each():
+        return _fit(X, codes, prior, deal_folds(codes, groups, folds=FOLDS, seed=seed), shrinkages, seed)
+
+
+def _fit(
+    X: Features | Matrix, codes: Codes, prior: Features, fold: Codes, shrinkages: tuple[float, ...], seed: int
+) -> Discriminant:
     axes = find_axes(X, seed=seed)
     search = _Search(X, codes, fold, axes, prior, shrinkages)
     judged = slice(None, None, -(-len(codes) // JUDGED_ROWS))

@@ -4,7 +4,6 @@ Wide features are first projected: on the logits of a shrunken linear discrimina
 on principal components. Both come from a few passes over rows that may lie on disk.
 """
 
-import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ import lightgbm
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmembed.cores import count_threads
 from llmembed.folds import hold_out
 from llmembed.heads import (
     ARRAYS_FILE,
@@ -144,7 +144,7 @@ class GBDTHead(Estimator):
             "max_bin": 63,
             # More threads than work wait for each other: beside a busy neighbour, 30 rounds on 80,000 values took 52 s
             # with 4 threads and under 5 s with one.
-            "num_threads": max(1, min(os.cpu_count() or 1, values // VALUES_PER_THREAD)),
+            "num_threads": max(1, min(count_threads(), values // VALUES_PER_THREAD)),
             "deterministic": True,
             "force_col_wise": True,
             "seed": self.seed,

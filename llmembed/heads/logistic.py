@@ -22,7 +22,6 @@ from llmembed.heads import (
     Matrix,
     Rows,
     Validation,
-    log_loss,
     read_head,
     select_rows,
     softmax,
@@ -30,9 +29,10 @@ from llmembed.heads import (
     write_head,
 )
 from llmembed.heads.axes import Axes, find_axes
+from llmembed.heads.calibration import log_loss
 from llmembed.heads.estimator import Estimator
 from llmembed.heads.projection import fit_projection
-from llmembed.heads.sweep import map_rows, sweep
+from llmembed.heads.sweep import map_rows, one_thread_each, sweep
 from llmembed.saved import SavedFiles
 
 # Where no more than the order of the penalties is asked for, a tenth of the precision does.
@@ -98,11 +98,12 @@ class LogisticHead(Estimator):
             )
             X_val = features[held] if validation is None else projection.apply(X_val)
             self.notes_ |= notes
-        solution = self._solve(features, codes, class_weights, held, X_val, val_codes)
-        self.weight_, self.bias_ = solution.weight, solution.bias
-        if projection is not None:
-            self.weight_ = projection.weight @ solution.weight
-            self.bias_ = projection.offset @ solution.weight + solution.bias
+        with one_thread_each():
+            solution = self._solve(features, codes, class_weights, held, X_val, val_codes)
+            self.weight_, self.bias_ = solution.weight, solution.bias
+            if projection is not None:
+                self.weight_ = projection.weight @ solution.weight
+                self.bias_ = projection.offset @ solution.weight + solution.bias
         self.notes_ |= {"iterations": solution.iterations, "converged": solution.converged}
         return self
 
@@ -238,5 +239,8 @@ class _Problem:
             sums["weight"] += block.T @ residual
             sums["bias"] += residual.sum(axis=0)
 
-        parts = sweep(self._X, begin, add)
-        return tuple(sum(part[name] for part in parts) for name in ("loss", "weight", "bias"))
+        total = begin()
+        for part in sweep(self._X, begin, add):
+            for name, value in part.items():
+                total[name] += value
+        return total["loss"], total["weight"], total["bias"]
