@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from llmembed.backbones import Backbone, BackboneSpec, load_backbone
 from llmembed.backbones.precision import stored
-from llmembed.backbones.weights import find_model
+from llmembed.backbones.weights import ModelFiles, find_model
 from llmembed.classifier_files import FORMAT, KIND, RECORD, check_destination, read_classifier, seal_folder
-from llmembed.errors import ClassifierError
+from llmembed.errors import BackboneError, ClassifierError
 from llmembed.folders import replacing_folder
 from llmembed.fusion import LEARNED, Fusion, Layout, fuse, fused_width
 from llmembed.heads import Head, decide, head_name, load_head
@@ -57,15 +57,20 @@ class RecordedBackbone(BaseModel):
         # It becomes part of a path in the cache.
         if not self.name or self.name in (".", "..") or set(self.name) & {"/", "\0"}:
             raise ValueError("the name of the backbone is no name of a folder")
+        if not self.found_at:
+            raise ValueError("it names no place of the backbone")
         return self
 
     def load(self, found_at: str | None = None, *, device: str | None = None) -> Backbone:
         """Load the backbone, limited to the layers that are read.
 
+        Where `found_at` does not say where it is, it is looked for where the record says, on this machine alone.
+
         Raises:
-            ClassifierError: the model found has other weights or another tokenizer.
+            ClassifierError: the model found has other weights, another tokenizer or another shape.
+            BackboneError: there is no model.
         """
-        spec, files = self.spec, find_model(found_at or self.found_at)
+        spec, files = self.spec, find_model(found_at) if found_at else self._find_recorded()
         found = files.weights_digest(), files.tokenizer_digest()
         if found != (spec.weights, spec.tokenizer):
             raise ClassifierError(
@@ -73,9 +78,25 @@ class RecordedBackbone(BaseModel):
                 f"{spec.tokenizer[:12]}; {files.folder} has {found[0][:12]} and {found[1][:12]}. "
                 "Name the right one with --backbone."
             )
+        config = files.config
+        if (spec.depth, spec.dim) != (config.depth, config.dim) or spec.max_length > config.positions:
+            raise ClassifierError(
+                f"{files.folder} has {config.depth} layers of {config.dim} and {config.positions} positions, but the "
+                f"record of the classifier says {spec.depth} of {spec.dim} and {spec.max_length}. Train it again."
+            )
         # vLLM takes a minute to start, which most predictions do not.
         read = spec.model_copy(update={"layers": self.layers})
         return load_backbone(read, files, engine="transformers", device=device)
+
+    def _find_recorded(self) -> ModelFiles:
+        try:
+            return find_model(self.found_at, download=False)
+        except BackboneError as error:
+            if "--backbone" in str(error):
+                raise
+            raise BackboneError(
+                f"{error} The classifier's record names it; name another one with --backbone."
+            ) from error
 
 
 class ClassifierRecord(BaseModel):

@@ -36,6 +36,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
 NEEDED = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt"]
 
+# What the hub calls its models, and a branch, tag or commit of one.
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./+-]+)?", re.ASCII)
+SHA256 = re.compile("[0-9a-f]{64}")
+
 # The number of a layer in the name of its weights: model.layers.3.mlp…, encoder.layer.3.output…
 LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 
@@ -156,8 +160,10 @@ class ModelFiles:
             raise BackboneError(f"{path} cannot be read: {error}.") from error
 
 
-def find_model(name: str) -> ModelFiles:
+def find_model(name: str, *, download: bool = True) -> ModelFiles:
     """Find the files of a model: a folder, `$LLMEMBED_MODELS/NAME`, the local hub cache, a package, then the hub.
+
+    Without `download` the hub is not asked.
 
     Raises:
         BackboneError: found nowhere, or found without safetensors.
@@ -165,25 +171,26 @@ def find_model(name: str) -> ModelFiles:
     known = KNOWN.get(name)
     short = name.rstrip("/").rpartition("/")[2].partition("@")[0]
     mirror = Path(os.environ.get("LLMEMBED_MODELS", "")) / name
-    if known is None and not Path(name).is_dir() and (name[0] in "./~" or name.count("/") > 1):
-        raise BackboneError(
-            f"There is no folder {name}; a backbone is a folder, a hub id or one of {', '.join(KNOWN)}."
-        )
-    if known is None and Path(name).is_dir():
+    is_hub_id = HUB_ID.fullmatch(name) is not None and ".." not in name
+    if known is None and _is_folder(Path(name)):
         folder = Path(name).resolve()
         files = ModelFiles(folder.name, folder.name, folder, str(folder))
-    elif os.environ.get("LLMEMBED_MODELS") and mirror.is_dir():
-        files = ModelFiles(short, known.repo if known else name, mirror, name)
-    elif known is None and "/" not in name:
+    elif known is None and not is_hub_id and (name[:1] in "./~" or "/" in name or not name.isprintable()):
         raise BackboneError(
-            f"No backbone {name!r}: not a folder here, nor one of {', '.join(KNOWN)}, nor a hub id like org/name."
+            f"There is no folder {_shown(name)}; a backbone is a folder, a hub id or one of {', '.join(KNOWN)}."
+        )
+    elif os.environ.get("LLMEMBED_MODELS") and _is_folder(mirror):
+        files = ModelFiles(short, known.repo if known else name, mirror, name)
+    elif known is None and not is_hub_id:
+        raise BackboneError(
+            f"No backbone {_shown(name)!r}: not a folder here, nor one of {', '.join(KNOWN)}, "
+            "nor a hub id like org/name."
         )
     else:
         repo, _, revision = name.partition("@")
         known = known or KnownModel(repo, revision or "main")
-        files = ModelFiles(
-            short, known.repo, _in_hub_cache(known) or _in_package(known) or _from_hub(known, name), name
-        )
+        folder = _in_hub_cache(known) or _in_package(known) or _from_hub(known, name, download=download)
+        files = ModelFiles(short, known.repo, folder, name)
     _check_complete(files)
     return files
 
@@ -191,8 +198,7 @@ def find_model(name: str) -> ModelFiles:
 def file_digest(path: Path) -> str:
     """Give the SHA-256 of a file in hex."""
     real = path.resolve()
-    # The hub cache names the blobs of large files by their SHA-256, and checks it when it downloads them.
-    if real.parent.name == "blobs" and len(real.name) == 64:
+    if _is_blob(real):
         return real.name
     digest = sha256()
     with real.open("rb") as file:
@@ -201,13 +207,44 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _is_blob(file: Path) -> bool:
+    """Tell whether a file lies where the hub's client puts large ones: named by their SHA-256, which it has checked."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).resolve()
+    inside = file.parts[len(cache.parts) :] if file.is_relative_to(cache) else ()
+    return (
+        len(inside) == 3
+        and inside[0].startswith("models--")
+        and inside[1] == "blobs"
+        and SHA256.fullmatch(inside[2]) is not None
+    )
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return str(path) != "." and path.is_dir()
+    except (OSError, ValueError):
+        # A name that is too long, or that no file can have.
+        return False
+
+
+def _shown(name: str) -> str:
+    shown = name if name.isprintable() else ascii(name)
+    return shown if len(shown) <= 200 else f"{shown[:200]}…"
+
+
 def _in_hub_cache(known: KnownModel) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = [
-        try_to_load_from_cache(known.repo, file, revision=known.revision)
-        for file in ("config.json", "tokenizer_config.json")
-    ]
+    try:
+        found = [
+            try_to_load_from_cache(known.repo, file, revision=known.revision)
+            for file in ("config.json", "tokenizer_config.json")
+        ]
+    except (HFValidationError, OSError):
+        return None
     folders = [Path(path).parent for path in found if isinstance(path, str)]
     return folders[0] if len(folders) == len(found) and _has_weights(folders[0]) else None
 
@@ -227,9 +264,14 @@ def _in_package(known: KnownModel) -> Path | None:
     return folder
 
 
-def _from_hub(known: KnownModel, name: str) -> Path:
+def _from_hub(known: KnownModel, name: str, *, download: bool) -> Path:
     from huggingface_hub import snapshot_download
 
+    if not download:
+        raise BackboneError(
+            f"{name} is not on this machine, and is not downloaded because a classifier's record says so; "
+            f"--backbone {name} may download it."
+        )
     try:
         return Path(snapshot_download(known.repo, revision=known.revision, allow_patterns=NEEDED))
     except Exception as error:  # The hub's client raises errors of several libraries for one cause: no access.
