@@ -53,6 +53,7 @@ def main() -> None:
     """Attack, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="families of attacks, with commas", default=",".join(FAMILIES))
+    parser.add_argument("--like", help="only attacks whose name has this in it", default="")
     parser.add_argument("--every", type=int, default=1, help="of each attack only every n-th case")
     parser.add_argument("--all-failures", action="store_true", help="print every failure, not three of each attack")
     parser.add_argument("--out", type=Path, default=TABLE, help="where the table goes")
@@ -61,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="torture-scene-") as folder:
         scene = Scene(Path(folder) / "scene")
         attacks = chain.from_iterable(FAMILIES[name].attacks(scene) for name in options.only.split(","))
-        for attack in attacks:
+        for attack in (attack for attack in attacks if options.like in attack.name):
             lines.append(run_attack(attack, options.every, 10**9 if options.all_failures else 3))
             seconds = time.perf_counter() - start, children.cpu_seconds()
             # After each, for a run that is stopped has found something too.
