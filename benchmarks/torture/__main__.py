@@ -44,7 +44,8 @@ class Line:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        first = f"{self.failures[0].case}: {self.failures[0].failure}" if self.failures else self.skipped
+        gravest = min(self.failures, key=_gravity, default=None)
+        first = self.skipped if gravest is None else f"{gravest.case}: {gravest.failure}"
         held = self.tried - len(self.failures)
         return f"| {self.name} | {self.tried} | {held} | {len(self.failures)} | {_cell(first)} |"
 
@@ -91,6 +92,12 @@ def run_attack(attack: Attack, every: int, shown: int) -> Line:
     return line
 
 
+def _gravity(verdict: Verdict) -> int:
+    """Give the place of a failure's kind among the kinds, the first one of a kind before the others."""
+    kinds = ("other ", "another ", "neither the old", "torn", "it ended by", "it hung", "exit code 1:", "Error: ")
+    return next((place for place, kind in enumerate(kinds) if kind in verdict.failure), len(kinds))
+
+
 def _guarded(strike: Callable[[], Iterable[Verdict]]) -> list[Verdict | UnavailableError]:
     verdicts: list[Verdict | UnavailableError] = []
     try:
@@ -124,7 +131,7 @@ def page(lines: list[Line], every: int, seconds: float, cpu_seconds: float) -> s
             f"{_minutes(seconds, cpu_seconds)}.",
             f"{tried:,} cases{f' (every {every}th)' if every > 1 else ''}, {tried - failed:,} held, {failed:,} failed.",
             "",
-            "| attack | tried | held | failed | first failure |",
+            "| attack | tried | held | failed | the gravest failure, the first of its kind |",
             "|---|--:|--:|--:|---|",
             *map(str, lines),
             "",
