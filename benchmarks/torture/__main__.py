@@ -44,7 +44,8 @@ class Line:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        first = f"{self.failures[0].case}: {self.failures[0].failure}" if self.failures else self.skipped
+        gravest = min(self.failures, key=_gravity, default=None)
+        first = self.skipped if gravest is None else f"{gravest.case}: {gravest.failure}"
         held = self.tried - len(self.failures)
         return f"| {self.name} | {self.tried} | {held} | {len(self.failures)} | {_cell(first)} |"
 
@@ -53,6 +54,7 @@ def main() -> None:
     """Attack, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="families of attacks, with commas", default=",".join(FAMILIES))
+    parser.add_argument("--like", help="only attacks whose name has this in it", default="")
     parser.add_argument("--every", type=int, default=1, help="of each attack only every n-th case")
     parser.add_argument("--all-failures", action="store_true", help="print every failure, not three of each attack")
     parser.add_argument("--out", type=Path, default=TABLE, help="where the table goes")
@@ -61,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="torture-scene-") as folder:
         scene = Scene(Path(folder) / "scene")
         attacks = chain.from_iterable(FAMILIES[name].attacks(scene) for name in options.only.split(","))
-        for attack in attacks:
+        for attack in (attack for attack in attacks if options.like in attack.name):
             lines.append(run_attack(attack, options.every, 10**9 if options.all_failures else 3))
             seconds = time.perf_counter() - start, children.cpu_seconds()
             # After each, for a run that is stopped has found something too.
@@ -88,6 +90,12 @@ def run_attack(attack: Attack, every: int, shown: int) -> Line:
     line.seconds = time.perf_counter() - start
     print(f"{line.tried:5} tried, {len(line.failures):4} failed, {line.seconds:4.0f} s: {attack.name}", flush=True)
     return line
+
+
+def _gravity(verdict: Verdict) -> int:
+    """Give the place of a failure's kind among the kinds, the first one of a kind before the others."""
+    kinds = ("other ", "another ", "neither the old", "torn", "it ended by", "it hung", "exit code 1:", "Error: ")
+    return next((place for place, kind in enumerate(kinds) if kind in verdict.failure), len(kinds))
 
 
 def _guarded(strike: Callable[[], Iterable[Verdict]]) -> list[Verdict | UnavailableError]:
@@ -123,7 +131,7 @@ def page(lines: list[Line], every: int, seconds: float, cpu_seconds: float) -> s
             f"{_minutes(seconds, cpu_seconds)}.",
             f"{tried:,} cases{f' (every {every}th)' if every > 1 else ''}, {tried - failed:,} held, {failed:,} failed.",
             "",
-            "| attack | tried | held | failed | first failure |",
+            "| attack | tried | held | failed | the gravest failure, the first of its kind |",
             "|---|--:|--:|--:|---|",
             *map(str, lines),
             "",

@@ -24,7 +24,7 @@ from llmembed.errors import LLMEmbedError
 from llmembed.identity import seal, unseal
 
 # A case that takes longer has hung.
-SECONDS = 20.0
+SECONDS = 10.0
 # Letters of a shard's name, which its commit shares.
 SHARD_ID = 24
 COMMAND = re.compile(r"`(llmembed [^`]+|rm [^`]+)`")
@@ -37,7 +37,8 @@ def try_all(
     """Try the hurts and append to the log what is wrong after each, nothing where all is well."""
     doors.small_shards()
     _right["films"] = load_dataset(doors.DATASET)
-    _right["judged"] = doors.digest_training(_right["films"], "lda", log.parent / "out")
+    if door is train_lda:
+        _right["judged"] = doors.digest_training(_right["films"], "lda", log.parent / "out")
     for hurt in hurts:
         # The default action ends the process, which the harness sees.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
