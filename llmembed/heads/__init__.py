@@ -107,6 +107,10 @@ class Head(Protocol):
         """Give the class probabilities, float32 [rows, classes], whatever the class weights; each row sums to 1."""
         ...
 
+    def check_parameters(self) -> None:
+        """Refuse parameters that no fit can work with, as an InputError or UsageError."""
+        ...
+
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Give the parameters that the head was made with."""
         ...
@@ -125,7 +129,7 @@ def make_head(name: str, *, seed: int = 0, **params: Any) -> Head:
     """Make an unfitted head.
 
     Raises:
-        UsageError: no such head, or it has no such parameter.
+        UsageError: no such head, it has no such parameter, or cannot work with the value of one.
     """
     head_class = _head_class(name)
     known = sorted(head_class().get_params())
@@ -133,6 +137,10 @@ def make_head(name: str, *, seed: int = 0, **params: Any) -> Head:
     if unknown:
         raise UsageError(f"Head {name!r} has no parameter {', '.join(unknown)}; it has {', '.join(known)}.")
     head: Head = head_class(seed=seed, **params)
+    try:
+        head.check_parameters()
+    except InputError as error:
+        raise UsageError(str(error)) from error
     return head
 
 

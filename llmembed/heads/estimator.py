@@ -6,6 +6,7 @@ head is fitted on; probabilities and labels, which it predicts. A head adds `fit
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from llmembed.heads import (
 )
 from llmembed.heads.calibration import calibrate
 
+SEEDS = 2**32
+
 
 class Estimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """A classifier whose probabilities are the softmax of its calibrated logits.
@@ -44,6 +47,7 @@ class Estimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit
         class_weights_: how much the decision favours each class, float32 [classes]: 1 without a `class_weight`.
     """
 
+    seed: int
     classes_: NDArray[Any]
     n_features_in_: int
     sharpness_: float
@@ -82,6 +86,16 @@ class Estimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit
     def _logits(self, features: Features | Matrix) -> Features:
         raise NotImplementedError
 
+    def check_parameters(self) -> None:
+        """Refuse parameters that no fit can work with, before it reads or allocates anything.
+
+        Raises:
+            InputError: the seed is none that every generator of random numbers takes.
+            UsageError: the device that was asked for is not here.
+        """
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < SEEDS:
+            raise InputError(f"seed is {self.seed!r}; expected a whole number from 0 to {SEEDS - 1}.")
+
     def _check_training(
         self, X: Rows, y: ArrayLike, groups: ArrayLike | None
     ) -> tuple[Features | Matrix, Codes, Codes]:
@@ -91,6 +105,7 @@ class Estimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit
             InputError: as `_check_features`; or y is no column of labels, as long as X, with two classes or more; or
                 the groups are no column of that length.
         """
+        self.check_parameters()
         with _input_errors():
             labels = validate_data(self, y=y)
             check_classification_targets(labels)

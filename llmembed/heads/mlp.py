@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from llmembed.devices import find_device
 from llmembed.errors import InputError
 from llmembed.folds import hold_out
 from llmembed.fusion import LEARNED, Layout
@@ -38,9 +40,12 @@ from llmembed.heads import (
 )
 from llmembed.heads.estimator import Estimator
 from llmembed.heads.learned import Cooccurrence, WeightedMean
+from llmembed.memory import total_memory
 from llmembed.saved import Arrays, SavedFiles
 
 WEIGHTS_TO_SHARE = 2**18
+# A weight in float32, its gradient and the two moments of Adam.
+BYTES_PER_WEIGHT = 16
 # Rows that lie side by side on disk and are read together: 32 of 4,096 float16 values are 256 kB of each layer.
 RUN_ROWS = 32
 
@@ -103,6 +108,43 @@ class MLPHead(Estimator):
         self.device = device
         self.seed = seed
 
+    def check_parameters(self) -> None:
+        """Refuse parameters that no fit can work with, before it reads or allocates anything.
+
+        Raises:
+            InputError: the seed, or a number of units or networks, is none.
+            UsageError: the device that was asked for is not here.
+        """
+        super().check_parameters()
+        counts = {"members": self.members, "compressed": self.compressed}
+        counts |= {f"hidden[{number}]": width for number, width in enumerate(self.hidden)}
+        for name, count in counts.items():
+            if not isinstance(count, Integral) or count < 1:
+                raise InputError(f"{name} is {count!r}; expected a whole number from 1.")
+        if self.device is not None:
+            find_device(self.device)
+
+    def _check_size(self) -> None:
+        """Refuse networks that are larger than the machine, before they are made.
+
+        Raises:
+            InputError: they are, or the layout does not make up the features.
+        """
+        try:
+            # On the device `meta` nothing is allocated.
+            with torch.device("meta"):
+                weights = int(self.members) * sum(weight.numel() for weight in self._member().parameters())
+        except (RuntimeError, OverflowError, TypeError):
+            # More weights than the type of a size can count.
+            weights = 2**63
+        needed, there = weights * BYTES_PER_WEIGHT, total_memory()
+        if needed > there:
+            raise InputError(
+                f"hidden {tuple(map(int, self.hidden))} on {self.n_features_in_:,} features makes {weights:,} weights, "
+                f"{needed / 1e9:,.0f} GB while they are trained; this machine has {there / 1e9:,.0f} GB. "
+                "Choose narrower layers."
+            )
+
     def fit(
         self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
     ) -> Self:
@@ -114,6 +156,7 @@ class MLPHead(Estimator):
             InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
         """
         features, codes, groups = self._check_training(X, y, groups)
+        self._check_size()
         held = np.zeros(len(codes), dtype=bool)
         if validation is None:
             held[hold_out(codes, groups, seed=self.seed)[1]] = self.calibrate
@@ -139,7 +182,7 @@ class MLPHead(Estimator):
         # As int: a search over an array gives NumPy's, which torch does not take.
         epochs = int(self.epochs or np.clip(600_000 // rows, 5, most))
         batch_rows = int(self.batch_rows or np.clip(2 ** round(math.log2(rows / 64)), 32, 256))
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = find_device(self.device)
         self.network_ = nn.ModuleList(self._member() for _ in range(self.members)).to(device).train()
         step = _Step(self, epochs * math.ceil(rows / batch_rows))
         targets, left_out = torch.from_numpy(codes).to(device), torch.from_numpy(held).to(device)
