@@ -109,7 +109,6 @@ HOSTILE = {
     "lda-nested": ("lda", "head.json", lambda path: path.write_text("[" * 10**5)),
     "lda-huge": ("lda", "head.json", lambda path: path.write_text(" " * 2**25)),
     "lda-scaler": ("lda", "scaler.safetensors", without_an_array),
-    "lda-format": ("lda", "head.json", changed_json(lambda head: head.update(format=1))),
     "record-labels": ("lda", "head.json", changed_record(lambda record: record["labels"].pop())),
     "record-twice": ("lda", "classifier.json", changed_record(lambda record: record["labels"].append("digit 0"))),
     "record-layers": ("lda", "classifier.json", changed_record(lambda r: r["backbones"][0].update(layers=[2, 2]))),

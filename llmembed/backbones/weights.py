@@ -171,7 +171,7 @@ def find_model(name: str, *, download: bool = True) -> ModelFiles:
     known = KNOWN.get(name)
     short = name.rstrip("/").rpartition("/")[2].partition("@")[0]
     mirror = Path(os.environ.get("LLMEMBED_MODELS", "")) / name
-    is_hub_id = HUB_ID.fullmatch(name) is not None and ".." not in name
+    is_hub_id = HUB_ID.fullmatch(name) is not None and ".." not in name and not name.startswith(".")
     if known is None and _is_folder(Path(name)):
         folder = Path(name).resolve()
         files = ModelFiles(folder.name, folder.name, folder, str(folder))
