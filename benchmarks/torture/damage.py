@@ -24,7 +24,7 @@ from llmembed.errors import LLMEmbedError
 from llmembed.identity import seal, unseal
 
 # A case that takes longer has hung.
-SECONDS = 10.0
+SECONDS = 30.0
 # Letters of a shard's name, which its commit shares.
 SHARD_ID = 24
 COMMAND = re.compile(r"`(llmembed [^`]+|rm [^`]+)`")

@@ -33,7 +33,7 @@ def stop(scene: Scene, name: str, number: int, seed: int) -> None:
         # From the first file on that it opens, most commands take half a second.
         moment = chance.random() * (1.5 if name == "compare" else 0.5)
         fault = partial(faults.signal_after, work, number, moment)
-        outcome = scene.call(work, *command.words(scene), faults=[fault], seconds=30)
+        outcome = scene.call(work, *command.words(scene), faults=[fault], seconds=60)
         if outcome.status not in (0, 130, 128 + number) or "Traceback (most recent" in outcome.err:
             raise PromiseError(str(outcome))
         command.between(scene, work)
