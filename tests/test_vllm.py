@@ -29,7 +29,7 @@ from llmembed.errors import BackboneError, EngineError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("vllm_on_cpu")]
 
-# The state of a single token rounds most: with `last` it was 1.2e-5 on a Zen 4 core. The next layer differs by over 1e-1.
+# The state of a single token rounds most (`last`: 1.2e-5 on a Zen 4 core); the next layer differs by over 1e-1.
 TOLERANCE = 3e-5
 ALL = (0, 1, 2, 3, 4)
 POOLINGS = ("mean", "max", "first", "last")
