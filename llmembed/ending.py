@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
@@ -26,9 +27,10 @@ USAGE: type[BaseException] = typer.BadParameter.__mro__[1]
 def run(command: Callable[[], None]) -> int:
     """Run a command and give its exit code; SIGTERM stops it as Ctrl-C does."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+        # A closed one is None, and who captures output may have put something else there.
+        if isinstance(stream, TextIOWrapper):
             # A letter that the terminal's encoding lacks becomes an escape, not an error.
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:

@@ -5,11 +5,16 @@ In: a path, and what writes the content. Out: the whole new file, or the old one
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 from llmembed.errors import UsageError
+
+# A file that nobody has written to for so long has lost its writer.
+ABANDONED_SECONDS = 3600.0
 
 
 @contextmanager
@@ -21,10 +26,13 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UsageError: the folder cannot be written to, or is full.
     """
+    # Of the name a digest, because with the whole of it a long one would be too long.
+    ours = f".{sha256(path.name.encode()).hexdigest()[:8]}-"
     # The suffix stays last, because it tells some writers the format.
-    partial = path.with_name(f".{secrets.token_hex(4)}.partial{path.suffix}")
+    partial = path.with_name(f"{ours}{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent, f"{ours}*.partial{path.suffix}")
         yield partial
         with partial.open("rb+") as written:
             os.fsync(written.fileno())
@@ -35,6 +43,15 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, pattern: str) -> None:
+    """Delete what writers of the same file left that were killed."""
+    for left in folder.glob(pattern):
+        # Another process may be deleting it too.
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink()
 
 
 def check_writable(path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmembed.errors import UsageError
-from llmembed.files import check_writable, replacing
+from llmembed.files import ABANDONED_SECONDS, check_writable, replacing
 from llmembed.identity import seal, unseal
 
 RECORD = {"dataset": "films", "rows": 3, "share": 0.1, "layers": [1, -1], "odd": "\x1b☃"}
@@ -37,6 +38,18 @@ def test_a_whole_file_takes_the_place_of_the_old_one(tmp_path):
             assert partial.suffix == ".csv"
             partial.write_text(content)
         assert path.read_text() == content
+
+
+def test_what_a_killed_writer_left_is_deleted_by_the_next_one(tmp_path):
+    path = tmp_path / "out.csv"
+    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
+        raise KeyboardInterrupt
+    for age, left in ((2, partial), (0, partial.with_stem(partial.stem.replace("-", "-0")))):
+        left.write_text("half of")
+        os.utime(left, (time.time() - age * ABANDONED_SECONDS,) * 2)
+    with replacing(path) as another:
+        another.write_text("whole")
+    assert not partial.exists() and len(list(tmp_path.iterdir())) == 2, "the writer of the other may be at work"
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".csv", "file/out.csv", "file/deep/out.csv", "folder"])
