@@ -14,7 +14,7 @@ from sklearn.model_selection import cross_val_score
 from llmembed.errors import ClassifierError, UsageError
 from llmembed.heads import HEADS, load_head, make_head, softmax
 from llmembed.heads.learned import Cooccurrence, WeightedMean
-from llmembed.heads.mlp import _shuffled
+from llmembed.heads.steps import shuffle_rows
 
 # Few passes and rounds: these tests are about behaviour, the benchmarks about accuracy.
 QUICK = {"logistic": {"inverse_penalties": (0.01, 0.1)}, "gbdt": {"rounds": 20}, "mlp": {"epochs": 8}, "lda": {}}
@@ -314,7 +314,7 @@ def test_rows_on_disk_are_learnt_as_well_as_an_array(name, widths):
 
 def test_a_pass_over_rows_on_disk_gives_every_row_once():
     rows = np.arange(1000, dtype=np.float32)[:, None] * np.ones(3, np.float32)
-    batches = list(_shuffled(OnDisk(rows), 64))
+    batches = list(shuffle_rows(OnDisk(rows), 64))
     numbers = torch.cat([chosen for _, chosen in batches])
     assert sorted(numbers.tolist()) == list(range(1000))
     assert torch.equal(torch.cat([batch for batch, _ in batches])[:, 0], numbers.float())

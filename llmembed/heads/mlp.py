@@ -5,8 +5,6 @@ that lie on disk are read ahead, in blocks. It may learn the fusion of the layer
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
@@ -23,7 +21,6 @@ from llmembed.folds import hold_out
 from llmembed.fusion import LEARNED, Layout
 from llmembed.heads import (
     ARRAYS_FILE,
-    BLOCK_VALUES,
     JSON_FILE,
     ClassWeight,
     Codes,
@@ -31,7 +28,6 @@ from llmembed.heads import (
     Matrix,
     Rows,
     Validation,
-    read_ahead,
     read_head,
     row_blocks,
     select_rows,
@@ -40,14 +36,12 @@ from llmembed.heads import (
 )
 from llmembed.heads.estimator import Estimator
 from llmembed.heads.learned import Cooccurrence, WeightedMean
+from llmembed.heads.steps import Step, limit_threads, shuffle_rows
 from llmembed.memory import total_memory
 from llmembed.saved import Arrays, SavedFiles
 
-WEIGHTS_TO_SHARE = 2**18
 # A weight in float32, its gradient and the two moments of Adam.
 BYTES_PER_WEIGHT = 16
-# Rows that lie side by side on disk and are read together: 32 of 4,096 float16 values are 256 kB of each layer.
-RUN_ROWS = 32
 
 
 class MLPHead(Estimator):
@@ -167,7 +161,7 @@ class MLPHead(Estimator):
         # The seed must fix the fit without changing the random state of the program around it.
         devices = range(torch.cuda.device_count())
         on_disk = not isinstance(features, np.ndarray)
-        with torch.random.fork_rng(devices=devices), _threads(width * self.n_features_in_, reading=on_disk):
+        with torch.random.fork_rng(devices=devices), limit_threads(width * self.n_features_in_, reading=on_disk):
             torch.manual_seed(self.seed)
             self._train(features, codes, held)
             logits = self._logits(X_val, members=1 if validation is None else None)
@@ -184,11 +178,11 @@ class MLPHead(Estimator):
         batch_rows = int(self.batch_rows or np.clip(2 ** round(math.log2(rows / 64)), 32, 256))
         device = find_device(self.device)
         self.network_ = nn.ModuleList(self._member() for _ in range(self.members)).to(device).train()
-        step = _Step(self, epochs * math.ceil(rows / batch_rows))
+        step = Step(self.network_, self.learning_rate, self.weight_decay, epochs * math.ceil(rows / batch_rows))
         targets, left_out = torch.from_numpy(codes).to(device), torch.from_numpy(held).to(device)
         class_weights = torch.from_numpy(weigh_classes(self.class_weight, codes, self.classes_)).to(device)
         for _ in range(epochs):
-            for batch, chosen in _shuffled(X, batch_rows):
+            for batch, chosen in shuffle_rows(X, batch_rows):
                 step(batch.to(device), targets[chosen], class_weights, left_out[chosen])
         self.network_.to("cpu")
         self.notes_: dict[str, Any] = {
@@ -282,78 +276,3 @@ class MLPHead(Estimator):
         shapes = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
         files.expect_arrays(ARRAYS_FILE, arrays, shapes)
         return network
-
-
-class _Step:
-    """A step of AdamW on a batch, for all members at once, along the cycle of the learning rate."""
-
-    def __init__(self, head: MLPHead, steps: int) -> None:
-        self._members = head.network_
-        weights = list(self._members.parameters())
-        self._optimiser = torch.optim.AdamW(weights, lr=head.learning_rate, weight_decay=head.weight_decay, fused=True)
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimiser, head.learning_rate, total_steps=steps, pct_start=0.15, cycle_momentum=False
-        )
-        self._device = weights[0].device.type
-        # Where a core multiplies bfloat16, it takes 0.7 (1,920 features; Zen 4) or 0.4 (20,480) of the time, and is as
-        # accurate: R8, R52 and MR with three fusions and three seeds were within 0.2 points, and equal on average.
-        self._bfloat16 = self._device == "cuda" or _multiplies_bfloat16()
-        self.products = "bfloat16" if self._bfloat16 else "float32"
-
-    def __call__(
-        self, batch: torch.Tensor, targets: torch.Tensor, class_weights: torch.Tensor, left_out: torch.Tensor
-    ) -> None:
-        """Train on a batch [rows, features]; the rows `left_out` do not count for the first member."""
-        losses = []
-        if self._bfloat16:
-            batch = batch.bfloat16()
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._bfloat16):
-            logits = [member(batch) for member in self._members]
-        for number, each in enumerate(logits):
-            counts = ~left_out if number == 0 else torch.ones_like(left_out)
-            loss = nn.functional.cross_entropy(each.float(), targets, class_weights, reduction="none")
-            losses.append((loss * counts).sum() / counts.sum().clamp(min=1))
-        self._optimiser.zero_grad(set_to_none=True)
-        # Their sum: each member trains as if it were alone.
-        torch.autograd.backward(losses)
-        self._optimiser.step()
-        self._schedule.step()
-
-
-def _shuffled(X: Features | Matrix, batch_rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Give all rows once, in random order, as batches of features and the numbers of their rows.
-
-    Of a matrix on disk, runs of neighbouring rows are drawn at random until they fill a buffer, whose rows are then
-    shuffled: each row is read once, in pieces that a disk likes.
-    """
-    run = 1 if isinstance(X, np.ndarray) else RUN_ROWS
-    starts = run * torch.randperm(math.ceil(len(X) / run)).numpy()
-    rows = (starts[:, None] + np.arange(run)).ravel()
-    rows = rows[rows < len(X)]
-    size = batch_rows * max(1, BLOCK_VALUES // X.shape[1] // batch_rows)
-    buffers = [np.sort(part) for part in np.split(rows, range(size, len(rows), size))]
-    for buffer, chosen in zip(read_ahead(X.__getitem__, buffers), buffers, strict=True):
-        features, numbers = torch.from_numpy(buffer), torch.from_numpy(chosen)
-        for batch in torch.split(torch.randperm(len(chosen)), batch_rows):
-            yield features.index_select(0, batch), numbers[batch]
-
-
-def _multiplies_bfloat16() -> bool:
-    flags = Path("/proc/cpuinfo")
-    return flags.exists() and any(name in flags.read_text() for name in ("avx512_bf16", "amx_bf16"))
-
-
-@contextmanager
-def _threads(weights: int, *, reading: bool) -> Iterator[None]:
-    """Use one thread for a network too small to share, leave a core to `reading`, and put the number back afterwards.
-
-    Threads that wait for each other at every step are slow beside a busy neighbour: 20 passes over 1,257 rows with
-    16,384 weights took 153 s with 4 threads and 7 s with one; a pass over 4.9 GB on disk, on 4 cores of which one was
-    busy, 121 s with 4 threads and 30 s with 3.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before - reading) if weights >= WEIGHTS_TO_SHARE else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
