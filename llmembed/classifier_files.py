@@ -6,6 +6,7 @@ the file. Knows neither what the record means nor what is in the files.
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +25,8 @@ RECORD_KEYS = {"format", "fusion", "head", "labels"}
 FILES = {RECORD, "scaler.safetensors", "head.json", "head.safetensors", "head.txt", "metrics.json", "report.json"}
 KIND = Kind(frozenset(FILES), mark=RECORD)
 DIGESTS = "files"
+# Between the two renames of an exchange there is no folder, for microseconds; so many looks, so many seconds apart.
+ATTEMPTS, PAUSE = 5, 0.01
 
 
 def seal_folder(folder: Path, record: Mapping[str, Any]) -> None:
@@ -38,19 +41,18 @@ def read_classifier(folder: Path) -> tuple[dict[str, Any], SavedFiles]:
     Raises:
         ClassifierError: no classifier there, or one of another format; a file is missing or was changed.
     """
-    while True:
+    files = SavedFiles(folder, {})
+    for _ in range(ATTEMPTS):
         try:
             finish_exchange(folder.resolve(), KIND)
         except OSError as error:
             reason = f"{type(error).__name__}: {error.strerror}"
             raise ClassifierError(f"{folder} was being replaced, which cannot be finished here ({reason}).") from error
-        files = SavedFiles.read(folder, [RECORD])
-        try:
-            return _read_sealed(files)
-        except ClassifierError:
-            # Where another one has taken its place meanwhile, that one is read.
-            if SavedFiles.read(folder, [RECORD]).contents == files.contents:
-                raise
+        files = SavedFiles.read(folder, sorted(FILES))
+        if files.contents:
+            break
+        time.sleep(PAUSE)
+    return _read_sealed(files)
 
 
 def _read_sealed(files: SavedFiles) -> tuple[dict[str, Any], SavedFiles]:
@@ -69,11 +71,11 @@ def _read_sealed(files: SavedFiles) -> tuple[dict[str, Any], SavedFiles]:
     digests = record.pop(DIGESTS, None)
     if not isinstance(digests, dict) or not digests.keys() <= FILES - {RECORD}:
         raise files.damaged(RECORD, "it does not name the files of a classifier")
-    read = SavedFiles.read(files.folder, digests)
     for name, digest in digests.items():
-        if sha256(read.content(name)).hexdigest() != digest:
-            raise read.damaged(name, f"its SHA-256 is not the one in {RECORD}, it was changed")
-    return record, SavedFiles(files.folder, {**read.contents, **files.contents})
+        if sha256(files.content(name)).hexdigest() != digest:
+            raise files.damaged(name, f"its SHA-256 is not the one in {RECORD}, it was changed")
+    sealed = {name: content for name, content in files.contents.items() if name == RECORD or name in digests}
+    return record, SavedFiles(files.folder, sealed)
 
 
 def check_destination(folder: Path) -> None:

@@ -3,6 +3,7 @@
 In: a path, and what writes the content. Out: the whole new file, or the old one untouched. Knows no content.
 """
 
+import errno
 import os
 import secrets
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from llmembed.errors import UsageError
 
@@ -55,50 +57,39 @@ def _sweep(folder: Path, pattern: str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a place where writing a file would fail, before anything is computed for it; leaves nothing behind.
+    """Refuse a place where writing a file would fail, before anything is computed for it.
 
     Raises:
         UsageError: the name is too long or is a folder's, a file is in the way of its folder, or nothing can be written
             there.
     """
-    with _trying(path) as probe:
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; name a file.")
-        # A name that is too long shows here.
-        with suppress(FileNotFoundError):
-            path.lstat()
-        probe.touch()
-        probe.unlink()
+    if reason := why_unwritable(path) or ("it is a folder" if path.is_dir() else None):
+        raise UsageError(f"{path} cannot be written: {reason}. Name another place.")
 
 
 def check_folder_writable(folder: Path) -> None:
-    """Refuse a place where writing a folder and replacing it would fail; leaves nothing behind.
+    """Refuse a place where writing a folder and replacing it would fail, before anything is computed for it.
 
     Raises:
         UsageError: the name is too long, a file is in the way of the folder that it stands in, or nothing can be
             written there.
     """
-    with _trying(folder) as probe:
-        # The longest name that it has while it is exchanged; another process may take it for what is left of that.
-        probe = probe.with_name(f".{folder.name}.{secrets.token_hex(4)}.replaced")
-        probe.mkdir()
-        with suppress(FileNotFoundError):
-            probe.rmdir()
+    # The longest name that it has while it is exchanged.
+    if reason := why_unwritable(folder.with_name(f".{folder.name}.01234567.replaced")):
+        raise UsageError(f"{folder} cannot be written: {reason}. Name another place.")
 
 
-@contextmanager
-def _trying(path: Path) -> Iterator[Path]:
-    """Yield a hidden name beside `path` to try with; folders that are made for that are taken away again."""
-    made: list[Path] = []
+def why_unwritable(path: Path) -> str | None:
+    """Return why nothing can be made at a path, and its folders where they are missing; None if it can.
+
+    Nothing is made that a kill would leave behind, and no folder that another process could find and then miss.
+    """
+    path = path.absolute()
+    existing = next(folder for folder in path.parents if os.path.lexists(folder))
     try:
-        for folder in reversed([path.parent, *path.parent.parents]):
-            if not folder.exists():
-                folder.mkdir()
-                made.append(folder)
-        yield path.with_name(f".{secrets.token_hex(4)}.probe")
+        with TemporaryFile(dir=existing):
+            longest = os.pathconf(existing, "PC_NAME_MAX")
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}. Name another place.") from error
-    finally:
-        for folder in reversed(made):
-            with suppress(OSError):
-                folder.rmdir()
+        return error.strerror or str(error)
+    too_long = any(len(os.fsencode(name)) > longest for name in path.relative_to(existing).parts)
+    return os.strerror(errno.ENAMETOOLONG) if too_long else None

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from llmembed.errors import LLMEmbedError, UsageError
-from llmembed.files import check_writable
+from llmembed.files import why_unwritable
 
 # NumPy's generators take no larger seed.
 MAX_SEED = 2**32 - 1
@@ -83,11 +83,8 @@ def check_folder(option: str, folder: Path, kind: type[LLMEmbedError] = UsageErr
     Raises:
         LLMEmbedError: an error of the kind, with the reason.
     """
-    try:
-        check_writable(folder / ".probe")
-    except UsageError as error:
-        reason = getattr(error.__cause__, "strerror", None) or error
-        raise kind(f"{option} {folder} cannot be written: {reason}. Name another place.") from error
+    if reason := why_unwritable(folder / "file"):
+        raise kind(f"{option} {folder} cannot be written: {reason}. Name another place.")
 
 
 DATASET_HELP = "A name (jobs/NAME.toml), a Parquet, CSV, TSV or JSONL file, or a folder with train and test files."

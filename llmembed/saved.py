@@ -5,9 +5,11 @@ expected, or a ClassifierError that names the file. Nothing is allocated because
 """
 
 import json
+import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self, get_type_hints
@@ -36,21 +38,29 @@ class SavedFiles:
 
     @classmethod
     def read(cls, folder: Path, names: Iterable[str]) -> Self:
-        """Read the files of these names, as far as they are there.
+        """Read the files of these names that there are, all from one folder, whatever takes its place meanwhile.
 
         Raises:
             ClassifierError: one of them is no file, cannot be read, or is larger than the memory.
         """
-        contents = {}
-        for name in names:
+        names, in_place = list(names), False
+        read, faults = dict[str, bytes](), dict[str, str]()
+        # A folder loses files only after it has given way to another one.
+        while not in_place:
             try:
-                if (folder / name).is_file():
-                    contents[name] = (folder / name).read_bytes()
-                elif (folder / name).exists():
-                    raise cls(folder, {}).damaged(name, "it is no regular file")
-            except (OSError, MemoryError) as error:
-                raise cls(folder, {}).damaged(name, f"it cannot be read, {error!r}") from error
-        return cls(folder, contents)
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            except (FileNotFoundError, NotADirectoryError):
+                return cls(folder, {})
+            except OSError as error:
+                raise cls(folder, {}).damaged(names[0], f"it cannot be read, {error!r}") from error
+            try:
+                read, faults = _read_files(descriptor, names)
+                in_place = _is_same(folder, descriptor)
+            finally:
+                os.close(descriptor)
+        for name, reason in faults.items():
+            raise cls(folder, {}).damaged(name, reason)
+        return cls(folder, read)
 
     def damaged(self, name: str, reason: object) -> ClassifierError:
         """Return the error that says what is wrong with a file."""
@@ -164,6 +174,30 @@ def checked_labels(labels: Any) -> list[Any]:
     if not fits:
         raise ValueError("a label is too long or too large")
     return labels
+
+
+def _read_files(folder: int, names: Iterable[str]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return what the files in an open folder contain, and of those that cannot be read why; by name."""
+    read, faults = dict[str, bytes](), dict[str, str]()
+    for name in names:
+        try:
+            if not stat.S_ISREG(os.stat(name, dir_fd=folder).st_mode):
+                faults[name] = "it is no regular file"
+                continue
+            with open(name, "rb", opener=partial(os.open, dir_fd=folder)) as file:
+                read[name] = file.read()
+        except FileNotFoundError:
+            continue
+        except (OSError, MemoryError) as error:
+            faults[name] = f"it cannot be read, {error!r}"
+    return read, faults
+
+
+def _is_same(folder: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 @cache

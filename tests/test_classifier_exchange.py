@@ -101,14 +101,20 @@ def test_what_a_living_process_writes_and_what_is_not_ours_stays(tmp_path):
 
     child = os.fork()
     if child == 0:
-        Classifier(NEW.record, NEW.scalers, Stop()).save(tmp_path / "m")
-    hidden = os.read(reader, 100).decode()
-    (tmp_path / ".m.89abcdef").mkdir()
-    (tmp_path / ".m.89abcdef" / "diary.txt").write_text("mine")
-    OLD.save(tmp_path / "m")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["m", hidden, ".m.89abcdef"])
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+        try:
+            Classifier(NEW.record, NEW.scalers, Stop()).save(tmp_path / "m")
+        finally:
+            os._exit(1)
+    os.close(writer)
+    try:
+        hidden = os.read(reader, 100).decode()
+        (tmp_path / ".m.89abcdef").mkdir()
+        (tmp_path / ".m.89abcdef" / "diary.txt").write_text("mine")
+        OLD.save(tmp_path / "m")
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["m", hidden, ".m.89abcdef"])
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     Classifier.load(tmp_path / "m")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".m.89abcdef", "m"]
 
@@ -131,6 +137,22 @@ def test_a_full_disk_is_one_error_and_the_old_classifier_stays(head, tmp_path):
     assert b"m cannot be written: File too large. What was there is unchanged." in os.read(reader, 1000)
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
     assert numbers(Classifier.load(tmp_path / "m")) == numbers(OLD)
+
+
+@pytest.mark.parametrize("name", ["classifier.json", "head.safetensors"])
+def test_a_reader_that_meets_the_same_classifier_saved_again_reads_that(name, tmp_path, monkeypatch):
+    OLD.save(tmp_path / "m")
+    exchanged = []
+
+    def stat(path, original=os.stat, **arguments):
+        if path == name and not exchanged:
+            exchanged.append(path)
+            OLD.save(tmp_path / "m")
+        return original(path, **arguments)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert numbers(Classifier.load(tmp_path / "m")) == numbers(OLD)
+    assert exchanged
 
 
 def test_a_reader_meets_one_classifier_or_the_other_while_they_are_exchanged(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmembed.errors import UsageError
-from llmembed.files import ABANDONED_SECONDS, check_writable, replacing
+from llmembed.files import ABANDONED_SECONDS, check_folder_writable, check_writable, replacing
 from llmembed.identity import seal, unseal
 
 RECORD = {"dataset": "films", "rows": 3, "share": 0.1, "layers": [1, -1], "odd": "\x1b☃"}
@@ -56,10 +57,30 @@ def test_what_a_killed_writer_left_is_deleted_by_the_next_one(tmp_path):
 def test_a_place_that_cannot_be_written_is_refused_before_and_left_alone(name, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match=r"cannot be written|is a folder"):
+    with pytest.raises(UsageError, match=r"cannot be written"):
         check_writable(tmp_path / name)
     check_writable(tmp_path / "new" / "deep" / "out.csv")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("check", [check_writable, check_folder_writable])
+def test_checking_a_place_takes_no_folder_from_another_process(check, tmp_path):
+    places = [tmp_path / str(number) / "cache" / "films" for number in range(300)]
+    errors: list[OSError] = []
+
+    def make() -> None:
+        try:
+            for place in places:
+                place.mkdir(parents=True)
+        except OSError as error:
+            errors.append(error)
+
+    making = threading.Thread(target=make)
+    making.start()
+    for place in places:
+        check(place / "out")
+    making.join()
+    assert not errors
 
 
 @given(st.data())
