@@ -418,7 +418,8 @@ def predict(
         list[str] | None,
         typer.Option(
             callback=refuse_long,
-            help="Where the model is now, if it was moved; once for each, in the order of the training.",
+            help="Where the model is now, if it was moved; once for each, in the order of the training. "
+            "A hub id is downloaded.",
         ),
     ] = None,
     device: Device = None,
@@ -447,6 +448,7 @@ def predict(
                 f"{option} and the data set {source}: its embeddings are read from the cache, without a model."
             )
         dataset = load(source, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
+        dataset = stage.leave_out_quarantined(loaded, dataset, root=cache, on_warning=print_note)
         table = pl.DataFrame({"text": dataset.texts(split), "label": dataset.labels(split)})
         probabilities = stage.predict_dataset(loaded, dataset, root=cache, split=split)
     else:
@@ -493,7 +495,7 @@ def evaluate(
 
     loaded = Classifier.load(classifier)
     judged = load(dataset, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit)
-    report = evaluate_dataset(loaded, judged, root=cache, split=split)
+    report = evaluate_dataset(loaded, judged, root=cache, split=split, on_warning=print_note)
     unknown = sorted(set(judged.labels(split)) - set(loaded.record.labels))
     if unknown:
         print_note(f"labels that the classifier does not know, counted as errors: {', '.join(unknown)}")

@@ -3,6 +3,7 @@
 In: a command. Out: its exit code. Any other exception is a fault of llmembed and keeps its traceback. Knows no command.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from llmembed.errors import LLMEmbedError
+from llmembed.errors import LLMEmbedError, UsageError
 from llmembed.printable import print_note, write
 
 STOPPED = 130
@@ -47,6 +48,12 @@ def run(command: Callable[[], None]) -> int:
     except LLMEmbedError as error:
         print_note(f"error: {error}")
         code = error.exit_code
+    except OSError as error:
+        # typer writes the help on stdout itself; there is no file's name in what that raises.
+        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
+            raise
+        print_note(f"error: The output cannot be written: {error.strerror}.")
+        code = UsageError.exit_code
     _close_stdout()
     return code
 

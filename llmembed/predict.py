@@ -3,7 +3,7 @@
 The texts come from a file, from a list, or from a data set whose embeddings are in the cache; then no model is loaded.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from llmembed.evaluate import Report, evaluate
 from llmembed.features import Rows, Source, locate_rows, read_embeddings
 from llmembed.formulas import count_formulas
 from llmembed.labels import index_labels, name_some
+from llmembed.left_out import without_quarantined
 from llmembed.tables import check_columns_fit, check_format, read_table, write_table
 
 # Rows whose embeddings are in memory at once.
@@ -56,24 +57,44 @@ def predict_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, spl
     """Classify one split of a data set from the cache -> float32 [rows, classes].
 
     Raises:
-        CacheError: there is no cache of one of the classifier's backbones, or it lacks rows or is damaged.
+        CacheError: there is no cache of one of the classifier's backbones, or it is damaged or lacks rows; those that
+            were quarantined `leave_out_quarantined` leaves out.
         DatasetError: the data set has no such split.
     """
     if not dataset.texts(split):
         raise DatasetError(f"{dataset.origin} has no {split} split; name another one with --split.")
-    sources = [
-        Source(Cache.at(root, dataset.name, each.name, each.spec), each.layers) for each in classifier.record.backbones
-    ]
+    sources = _open_sources(classifier, dataset, root)
     return classify_rows(classifier, sources, locate_rows(sources, dataset.texts(split), dataset.words))
 
 
-def evaluate_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, split: str = "test") -> Report:
+def leave_out_quarantined(
+    classifier: Classifier, dataset: Dataset, *, root: Path, on_warning: Callable[[str], None] = lambda _: None
+) -> Dataset:
+    """Return the data set without the texts that have no embeddings because `extract` quarantined them.
+
+    Raises:
+        CacheError: there is no cache of one of the classifier's backbones.
+    """
+    return without_quarantined(dataset, _open_sources(classifier, dataset, root), on_warning)
+
+
+def evaluate_dataset(
+    classifier: Classifier,
+    dataset: Dataset,
+    *,
+    root: Path,
+    split: str = "test",
+    on_warning: Callable[[str], None] = lambda _: None,
+) -> Report:
     """Judge a classifier on one split of a data set, whichever it was trained on, from the cache.
+
+    `on_warning` is told which rows are left out because their texts have no embeddings.
 
     Raises:
         CacheError: as `predict_dataset`.
         DatasetError: the data set has no such split, or none of its labels is known to the classifier.
     """
+    dataset = leave_out_quarantined(classifier, dataset, root=root, on_warning=on_warning)
     labels = dataset.labels(split)
     known = set(classifier.record.labels)
     if labels and not known & set(labels):
@@ -84,6 +105,12 @@ def evaluate_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, sp
     probabilities = predict_dataset(classifier, dataset, root=root, split=split)
     truth, names = index_labels(labels, classifier.record.labels)
     return evaluate(truth, probabilities, classifier.decide(probabilities), names)
+
+
+def _open_sources(classifier: Classifier, dataset: Dataset, root: Path) -> list[Source]:
+    return [
+        Source(Cache.at(root, dataset.name, each.name, each.spec), each.layers) for each in classifier.record.backbones
+    ]
 
 
 def read_texts(path: Path, text_column: str = "text") -> tuple[pl.DataFrame, list[str]]:

@@ -6,7 +6,7 @@ trained once, with one seed, and none is left out. Loads no model.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from math import sqrt
@@ -28,6 +28,7 @@ from llmembed.features import Source, locate_rows, open_sources
 from llmembed.files import replacing
 from llmembed.fusion import LEARNED, Fusion
 from llmembed.labels import index_labels
+from llmembed.left_out import without_quarantined
 from llmembed.train import VERSIONS, describe_source, make_estimator, train_on
 
 
@@ -252,7 +253,7 @@ def reproduce(
     start = perf_counter()
     chosen = fusions or [fusion for fusion in FUSIONS if head == "mlp" or fusion not in LEARNED]
     trained: list[Fusion] = [*(each for each in dict.fromkeys(chosen) if each != "last"), "last"]
-    opened = _open_all(datasets, root, backbones, layers)
+    datasets, opened = _open_all(datasets, root, backbones, layers)
     for dataset, fusion in product(datasets, trained):
         make_estimator(head, fusion, opened[dataset.name], seed=seed)
         check_destination(out / dataset.name / fusion)
@@ -289,13 +290,14 @@ def reproduce(
 
 def _open_all(
     datasets: Sequence[Dataset], root: Path, backbones: Sequence[str], layers: Sequence[int] | None
-) -> dict[str, tuple[Source, ...]]:
+) -> tuple[list[Dataset], dict[str, tuple[Source, ...]]]:
+    """Open the caches -> the data sets, without the rows that were quarantined, and their sources by name."""
     faults = []
     named: Sequence[str | None] = backbones or [None]
     for dataset, backbone in product(datasets, named):
         try:
             sources = open_sources(root, dataset, [backbone] if backbone else [], layers)
-            locate_rows(sources, dataset.texts(), dataset.words)
+            locate_rows(sources, without_quarantined(dataset, sources).texts(), dataset.words)
         except CacheError as error:
             faults.append(str(error))
     if faults:
@@ -303,7 +305,14 @@ def _open_all(
         raise CacheError(f"{len(faults)} of {total} caches cannot be used, and nothing was trained. {' '.join(faults)}")
     opened = {dataset.name: open_sources(root, dataset, backbones, layers) for dataset in datasets}
     _refuse_mixed(datasets, opened)
-    return opened
+    return [_covered(dataset, opened[dataset.name]) for dataset in datasets], opened
+
+
+def _covered(dataset: Dataset, sources: Sequence[Source]) -> Dataset:
+    """Return the data set without the rows that were quarantined, with a warning that says so."""
+    warnings = list(dataset.warnings)
+    covered = without_quarantined(dataset, sources, warnings.append)
+    return replace(covered, warnings=tuple(warnings))
 
 
 def _refuse_mixed(datasets: Sequence[Dataset], opened: dict[str, tuple[Source, ...]]) -> None:

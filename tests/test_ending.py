@@ -89,6 +89,12 @@ def test_a_stream_that_takes_nothing_ends_the_command_quietly(folder, shell, cod
     assert (done.returncode, done.stderr) == (code, error)
 
 
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"]])
+def test_a_help_that_cannot_be_written_is_one_error(folder, words):
+    done = run(folder, *words, shell=">/dev/full")
+    assert (done.returncode, done.stderr) == (2, "error: The output cannot be written: No space left on device.\n")
+
+
 def test_a_closed_stdin_is_named(folder):
     done = run(folder, "predict", "m", "-", shell="<&-")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "stdin is closed" in done.stderr

@@ -21,11 +21,14 @@ from llmembed.backbones import BadText
 from llmembed.cache import Cache
 from llmembed.cache.quarantine import Quarantine
 from llmembed.cache.store import LocalStore
+from llmembed.classifier import Classifier
 from llmembed.dataset import Dataset
 from llmembed.errors import BackboneError, CacheError
 from llmembed.estimate import estimate
 from llmembed.extract import extract, plan_extraction
 from llmembed.identity import text_key
+from llmembed.predict import evaluate_dataset, leave_out_quarantined, predict_dataset
+from llmembed.reproduce import reproduce
 from llmembed.train import train
 
 # A byte that no other text holds.
@@ -104,6 +107,16 @@ def test_with_skip_the_record_says_how_many_and_training_leaves_them_out(pydocs,
     assert training.rows + training.report.rows == len(pydocs.table)
     (warning,) = warnings
     assert warning.startswith("1 train row and 1 test row left out: their texts have no embeddings")
+    classifier, judged = Classifier.load(tmp_path / "model"), list[str]()
+    assert evaluate_dataset(classifier, data, root=tmp_path, on_warning=judged.append) == training.report
+    assert judged == warnings
+    with pytest.raises(CacheError, match="1 of 701 texts are not in"):
+        predict_dataset(classifier, data, root=tmp_path)
+    covered = leave_out_quarantined(classifier, data, root=tmp_path)
+    assert len(predict_dataset(classifier, covered, root=tmp_path)) == training.report.rows
+    page = reproduce([data], root=tmp_path, fusions=["last"], head="lda", out=tmp_path / "pages").to_json()
+    assert (page["columns"][0]["train"], page["columns"][0]["test"]) == (training.rows, training.report.rows)
+    assert any("1 train row and 1 test row left out" in note for note in page["notes"])
     lacking = replace(data, table=pl.concat([data.table, with_texts(pydocs, ["new"]).table.tail(1)]))
     with pytest.raises(CacheError, match=r"1 of 1,401 texts are not in .*--on-bad-value skip"):
         train(lacking, **words)
