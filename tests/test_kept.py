@@ -73,6 +73,17 @@ def test_a_damaged_kept_file_is_made_again(tmp_path):
     assert (again.notes, again.recalled) == ({"why": "a test"}, True)
 
 
+def test_what_a_killed_run_left_half_written_is_deleted_by_the_next_one(tmp_path):
+    store, identity = LocalStore(tmp_path), identify({"rows": 3})
+    assert recall(store, identity) is None
+    write(store, identity, Kept(ONES))
+    (whole,) = (tmp_path / FOLDER).iterdir()
+    left = whole.with_name(f".{whole.name}.0123abcd")
+    left.write_bytes(b"half")
+    assert recall(store, identity).recalled
+    assert not left.exists() and whole.exists()
+
+
 def test_only_the_last_files_stay(tmp_path):
     store = LocalStore(tmp_path)
     for number in range(MOST_FILES + 3):

@@ -91,7 +91,11 @@ def spoken(door: Callable[[], str], hurt: Any) -> str:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             return door()
     except LLMEmbedError as error:
-        return "" if names(str(error), hurt.file) else f"the refusal does not name the file: {error}"
+        return (
+            ""
+            if names(str(error), hurt.file) or _is_uncommitted(str(error), hurt)
+            else (f"the refusal does not name the file: {error}")
+        )
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__}: {str(error)[:150]} ({Path(last.filename).name}:{last.lineno})"
@@ -102,6 +106,13 @@ def names(sentence: str, file: str) -> bool:
     name = Path(file).name
     shared = name.partition(".")[0].partition("-")[0]
     return name in sentence or (len(shared) == SHARD_ID and shared in sentence)
+
+
+def _is_uncommitted(sentence: str, hurt: Any) -> bool:
+    """Tell whether a commit is gone, which may never have been there, and a sentence says that its rows are missing."""
+    file = Path(hurt.file)
+    gone = hurt.cut and hurt.offset < 0 and file.parent.name == "commits"
+    return gone and f"texts are not in {file.parent.parent}" in sentence
 
 
 def read_rows(right: str, model: str, hurt: Any) -> str:

@@ -43,9 +43,11 @@ def identify(what: Mapping[str, Any]) -> str:
 def recall(store: LocalStore, identity: str) -> Kept | None:
     """Return the arrays of that name that an earlier run kept, None if there are none; delete a damaged file of them.
 
-    Another run may delete the file meanwhile, and a cache may be readable only: neither is an error.
+    What killed runs left half written is deleted too. Another run may delete the file meanwhile, and a cache may be
+    readable only: neither is an error.
     """
     with suppress(CacheError):
+        store.sweep(FOLDER)
         for name in store.names(FOLDER):
             if name.startswith(f"{FOLDER}/{identity}-"):
                 with suppress(FileNotFoundError, CacheError):
