@@ -35,7 +35,7 @@ from llmembed.heads import HEADS, decide
 from llmembed.identity import seal, unseal
 from llmembed.labels import index_labels, index_options
 from llmembed.left_out import without_quarantined
-from llmembed.parent import deaf_to_ctrl_c, die_with_parent
+from llmembed.parent import die_with_parent, starting_processes
 from llmembed.train import (
     VERSIONS,
     Part,
@@ -300,7 +300,7 @@ def _run_all(
         ) as pool,
     ):
         # The widest first, so that no long trial begins when the others have ended.
-        with deaf_to_ctrl_c():
+        with starting_processes():
             waiting = [pool.submit(_run, trial) for trial in sorted(trials, key=_width, reverse=True)]
         try:
             for done in as_completed(waiting):

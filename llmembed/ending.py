@@ -38,9 +38,7 @@ def run(command: Callable[[], None]) -> int:
         code = _run(command)
         write(flush=True)
     except KeyboardInterrupt:
-        # A second signal need not wait for what is being closed.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        _stop_handling()
         print_note("stopped; what was finished before is kept, and no file is written by half.")
         code = STOPPED
     except BrokenPipeError:
@@ -54,8 +52,15 @@ def run(command: Callable[[], None]) -> int:
             raise
         print_note(f"error: The output cannot be written: {error.strerror}.")
         code = UsageError.exit_code
+    _stop_handling()
     _close_stdout()
     return code
+
+
+def _stop_handling() -> None:
+    # What is being closed has nothing to lose any more, and a handler's exception there would be a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _run(command: Callable[[], None]) -> int:

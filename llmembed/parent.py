@@ -22,16 +22,22 @@ def die_with_parent() -> None:
 
 
 @contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Let the processes that are started in the body ignore Ctrl-C, which a terminal sends to them too.
+def starting_processes() -> Iterator[None]:
+    """Start processes in the body: they ignore Ctrl-C, and SIGTERM waits until all of them have started.
 
-    Their parent is told as well and ends them; by themselves each of them would print a traceback.
+    A terminal sends Ctrl-C to them too; their parent is told and ends them. By themselves each of them would print a
+    traceback, as would one whose parent is stopped before it has told it what to do.
     """
     if current_thread() is not main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    waiting: list[int] = []
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminated = signal.signal(signal.SIGTERM, lambda number, _: waiting.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, interrupted)
+        signal.signal(signal.SIGTERM, terminated)
+        if waiting:
+            signal.raise_signal(signal.SIGTERM)

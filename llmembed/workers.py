@@ -23,7 +23,7 @@ from llmembed.backbones.weights import ModelFiles
 from llmembed.cache import Cache
 from llmembed.embedding import Block, embed_blocks
 from llmembed.errors import BackboneError, EngineError, LLMEmbedError
-from llmembed.parent import die_with_parent
+from llmembed.parent import die_with_parent, starting_processes
 
 Load = Callable[..., Backbone]
 
@@ -90,7 +90,8 @@ def start_worker(gpus: str, assignment: Assignment) -> Worker:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, gpus, assignment))
-    process.start()
+    with starting_processes():
+        process.start()
     theirs.close()
     return Worker(process, ours)
 

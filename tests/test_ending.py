@@ -18,6 +18,26 @@ from llmembed.dataset import load_dataset
 from llmembed.extract import extract, plan_extraction
 from llmembed.printable import UNPRINTABLE, printable
 
+STOPPED_WHILE_A_PROCESS_STARTS = """
+import signal, time
+from multiprocessing import get_context, resource_tracker, util
+from llmembed.ending import run
+from llmembed.parent import starting_processes
+
+def start_and_stop(*arguments, start=util.spawnv_passfds):
+    number = start(*arguments)
+    signal.raise_signal(signal.SIGTERM)
+    return number
+
+def work():
+    resource_tracker.ensure_running()
+    util.spawnv_passfds = start_and_stop
+    with starting_processes():
+        get_context("spawn").Process(target=time.sleep, args=(60,)).start()
+
+if __name__ == "__main__":
+    raise SystemExit(run(work))
+"""
 PROGRAM = [sys.executable, "-c", "from llmembed.cli import main; main()"]
 LABELS = ("po\x1b[31ms", "n\u202eég\x9b")
 
@@ -209,3 +229,11 @@ def test_overlaps_are_told_by_every_command_that_loads_the_data_set(folder):
     ):
         done = run(folder, *words, LLMEMBED_DATA=str(folder / "sets"))
         assert "both: All 24 distinct test texts stand in the training split too" in done.stderr, done
+
+
+def test_a_process_that_is_being_started_when_sigterm_comes_prints_no_traceback(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(STOPPED_WHILE_A_PROCESS_STARTS)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr == "stopped; what was finished before is kept, and no file is written by half.\n"

@@ -89,6 +89,8 @@ def test_what_is_no_file_in_the_place_of_a_record_is_named_before_a_model_is_loa
     record.mkdir()
     with pytest.raises(CacheError, match=rf"{record.name} is in the way: it is not a regular file. Move it elsewhere"):
         extract(plan)
+    with pytest.raises(CacheError, match=rf"{record.name} is in the way: it is not a regular file. Move it elsewhere"):
+        train(small[0], root=cache.folder.parent.parent, out=cache.folder / "m")
     record.rmdir()
     assert extract(plan).embedded == 120
 

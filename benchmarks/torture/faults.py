@@ -55,6 +55,14 @@ def signal_after(root: Path, number: int, seconds: float) -> None:
     sys.addaudithook(hook)
 
 
+def start_anew() -> None:
+    """Let this process start new interpreters: one that is stopped while it asks the server ends the server."""
+    # To import it imports everything, as the server of the children has done.
+    from benchmarks.torture import preload
+
+    preload.forking = False
+
+
 def stutter(root: Path, seed: int, longest: float) -> None:
     """Wait before steps, now and then for `longest` seconds, so that processes meet in all orders."""
     chance = random.Random(seed)

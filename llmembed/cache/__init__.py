@@ -16,7 +16,7 @@ import numpy as np
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import catalog, kept, records, repair
 from llmembed.cache.commits import FOLDER as COMMITS
-from llmembed.cache.commits import Commit, Shard, find_faults, open_shards, read_records, shard_id
+from llmembed.cache.commits import Commit, Shard, find_faults, open_shards, read_records, refuse_foreign, shard_id
 from llmembed.cache.kept import Kept
 from llmembed.cache.opening import is_claimed, open_spec
 from llmembed.cache.quarantine import Quarantine
@@ -177,10 +177,11 @@ class Cache:
         """Do what `locate_all` does without a look at whether the shards are whole.
 
         Raises:
-            CacheError: keys are missing, with the command that mends it.
+            CacheError: keys are missing, with the command that mends it, or the name of what is in its way.
         """
         located = self.locate(keys)
         if len(located.missing):
+            refuse_foreign(self._store)
             raise CacheError(
                 f"{len(located.missing):,} of {len(keys):,} texts are not in {self.folder}. "
                 f"Run {self.mend(dataset)} first."

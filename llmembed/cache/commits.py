@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache.shard import ShardView
-from llmembed.cache.store import LocalStore
+from llmembed.cache.store import LocalStore, in_the_way
 
 FOLDER = "commits"
 RECORD = re.compile(r"commits/([0-9a-f]{24})\.json")
@@ -93,6 +93,17 @@ class Shard:
     def changed(self) -> bool:
         """Tell whether somebody has written to the file since it was opened."""
         return self._store.stamp(self.commit.path) not in (self._stamp, None)
+
+
+def refuse_foreign(store: LocalStore) -> None:
+    """Refuse a cache in which something that is no file has the name of a record.
+
+    Raises:
+        CacheError: there is such a thing; it is named.
+    """
+    for name in store.others(FOLDER):
+        if RECORD.fullmatch(name):
+            raise in_the_way(store.path(name), "a regular file")
 
 
 def read_records(store: LocalStore) -> list[Record]:

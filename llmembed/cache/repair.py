@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import commits, kept, records
-from llmembed.cache.commits import RECORD, SHARD, Record, find_faults, open_shards, read_records
-from llmembed.cache.store import ORPHAN_SECONDS, LocalStore, in_the_way
+from llmembed.cache.commits import SHARD, Record, find_faults, open_shards, read_records, refuse_foreign
+from llmembed.cache.store import ORPHAN_SECONDS, LocalStore
 from llmembed.errors import CacheError
 
 
@@ -29,9 +29,7 @@ def find_damage(store: LocalStore, spec: BackboneSpec) -> list[Damage]:
     Raises:
         CacheError: a file cannot be read, or something that is no file has the name of a record.
     """
-    for name in store.others(commits.FOLDER):
-        if RECORD.fullmatch(name):
-            raise in_the_way(store.path(name), "a regular file")
+    refuse_foreign(store)
     found = read_records(store)
     whole = [(record, record.commit) for record in found if record.commit is not None]
     faults = find_faults(open_shards(store, [commit for _, commit in whole], spec))

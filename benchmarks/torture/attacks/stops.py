@@ -1,7 +1,7 @@
 """Attack: SIGTERM or SIGINT at a random moment, and a stdout that is ASCII, closed, or a pipe whose reader has gone.
 
-A stopped command ends with exit code 130 (or 143) and without a traceback. The same command then ends as if nothing had
-been, and what was there is whole.
+A stopped command ends with exit code 130 (or by the signal, at its end) and without a traceback. The same command then
+ends as if nothing had been, and what was there is whole.
 """
 
 import os
@@ -33,8 +33,9 @@ def stop(scene: Scene, name: str, number: int, seed: int) -> None:
         # From the first file on that it opens, most commands take half a second.
         moment = chance.random() * (1.5 if name == "compare" else 0.5)
         fault = partial(faults.signal_after, work, number, moment)
-        outcome = scene.call(work, *command.words(scene), faults=[fault], seconds=60)
-        if outcome.status not in (0, 130, 128 + number) or "Traceback (most recent" in outcome.err:
+        outcome = scene.call(work, *command.words(scene), faults=[fault, faults.start_anew], seconds=60)
+        # A signal that comes when the work is done ends the process as it ends any other.
+        if outcome.status not in (0, 130, 128 + number, -number) or "Traceback (most recent" in outcome.err:
             raise PromiseError(str(outcome))
         command.between(scene, work)
         if command.finished(scene, work) or outcome.status == 0:
