@@ -4,14 +4,13 @@ In: keys and reasons. Out: records in the cache, sentences, and an error unless 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 from llmembed.backbones import BadText
 from llmembed.backbones.precision import remedy
 from llmembed.cache import Cache
+from llmembed.choices import OnBadValue
 from llmembed.errors import BackboneError
 
-OnBadValue = Literal["error", "skip"]
 # A model that gives no good vector for so many texts before the first good one gives none at all.
 HOPELESS = 64
 # Texts that are listed, and characters of each.

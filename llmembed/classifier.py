@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from llmembed.backbones import Backbone, BackboneSpec, load_backbone
 from llmembed.backbones.precision import stored
 from llmembed.backbones.weights import ModelFiles, find_model
+from llmembed.choices import Fusion
 from llmembed.classifier_files import FORMAT, KIND, RECORD, check_destination, read_classifier, seal_folder
 from llmembed.errors import BackboneError, ClassifierError
 from llmembed.folders import replacing_folder
-from llmembed.fusion import LEARNED, Fusion, Layout, fuse, fused_width
+from llmembed.fusion import LEARNED, Layout, fuse, fused_width
 from llmembed.heads import Head, decide, head_name, load_head
 from llmembed.saved import checked_labels
 from llmembed.scaling import Scaler, load_scalers, save_scalers

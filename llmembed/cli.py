@@ -8,11 +8,12 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
 from llmembed import __version__
+from llmembed.choices import ClassWeightRule, Fusion, HeadName, OnBadValue, StorageDtype
 from llmembed.ending import run
 from llmembed.errors import CacheError, UsageError
 from llmembed.files import check_writable
@@ -88,14 +89,12 @@ def extract(
     pooling: Pooling = None,
     max_length: MaxLength = None,
     template: Template = None,
-    dtype: Annotated[
-        Literal["float16", "float32"] | None, typer.Option(help="Number format on disk; default float16.")
-    ] = None,
+    dtype: Annotated[StorageDtype | None, typer.Option(help="Number format on disk; default float16.")] = None,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     on_empty: OnEmpty = "error",
     on_bad_value: Annotated[
-        Literal["error", "skip"],
+        OnBadValue,
         typer.Option(help="What to do in the end with texts whose vectors cannot be stored; all others are kept."),
     ] = "error",
     limit: Limit = None,
@@ -204,12 +203,10 @@ def check_parity(
 def train(
     dataset: Annotated[str | None, typer.Argument(help=f"{DATASET_HELP} Default: the one last extracted.")] = None,
     fusion: Annotated[
-        Literal["last", "mean", "max", "concat", "gram", "weighted", "cooccurrence"],
+        Fusion,
         typer.Option(help="How layers become one vector; the last two are learned, by mlp alone."),
     ] = "concat",
-    head: Annotated[
-        Literal["mlp", "gbdt", "logistic", "lda"], typer.Option(help="What learns from the vector.")
-    ] = "mlp",
+    head: Annotated[HeadName, typer.Option(help="What learns from the vector.")] = "mlp",
     layers: Layers = None,
     cache: CacheFolder = Path("cache"),
     backbone: Backbones = None,
@@ -220,7 +217,7 @@ def train(
         float | None, typer.Option(min=0, max=0.95, callback=parse_number, help="Dropout of --head mlp; default 0.5.")
     ] = None,
     class_weight: Annotated[
-        Literal["none", "sqrt", "balanced"] | None,
+        ClassWeightRule | None,
         typer.Option(help="How much more rows of rare classes count; default: sqrt for mlp, none for the others."),
     ] = None,
     device: Annotated[
@@ -293,14 +290,12 @@ def compare(
 ) -> None:
     """Compare fusions, heads and layers on folds of the training split; test the best one once."""
     from llmembed import compare as stage
-    from llmembed.fusion import Fusion
-    from llmembed.heads import HEADS
     from llmembed.show import ProgressLine, show_leaderboard
 
     if picture is not None and picture.suffix not in (".png", ".svg"):
         raise UsageError(f"--picture {picture}: pictures are drawn as .png or .svg.")
     fusions = parse_names("--fusion", fusion, get_args(Fusion)) or stage.FUSIONS
-    heads = parse_names("--head", head, tuple(HEADS)) or tuple(HEADS)
+    heads = parse_names("--head", head, get_args(HeadName)) or get_args(HeadName)
     if (hidden or dropout) and "mlp" not in heads:
         raise UsageError(f"{'--hidden' if hidden else '--dropout'} without --head mlp: it is an option of mlp alone.")
     chosen, widths, dropouts = parse_layers(layers), [parse_widths(each) for each in hidden or []], dropout or []
@@ -367,13 +362,11 @@ def reproduce(
 ) -> None:
     """Print the paper's table: its data sets, fusion by fusion, with baselines and published figures beside them."""
     from llmembed import reproduce as stage
-    from llmembed.fusion import Fusion
-    from llmembed.heads import HEADS
     from llmembed.show import ProgressLine, show_reproduction
 
     fusions = parse_names("--fusion", fusion, get_args(Fusion))
-    if len(parse_names("--head", head, tuple(HEADS))) > 1:
-        raise UsageError(f"--head {head}: a table has one head; name one of {', '.join(HEADS)}.")
+    if len(parse_names("--head", head, get_args(HeadName))) > 1:
+        raise UsageError(f"--head {head}: a table has one head; name one of {', '.join(get_args(HeadName))}.")
     named = parse_names("--dataset", ",".join(dataset) if dataset else None, tuple(stage.PAPER))
     check_folder("--out", out)
     datasets = [load(name, limit=limit) for name in stage.PAPER if not named or name in named]

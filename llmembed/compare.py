@@ -24,13 +24,14 @@ from pydantic import BaseModel, ConfigDict
 
 from llmembed.cache import Cache
 from llmembed.cache.store import LocalStore
+from llmembed.choices import Fusion
 from llmembed.cores import count_cores
 from llmembed.dataset import Dataset
 from llmembed.errors import DatasetError
 from llmembed.evaluate import evaluate
 from llmembed.features import Source, fit_scalers, open_sources
 from llmembed.folds import deal_folds, find_wholes
-from llmembed.fusion import LEARNED, Fusion, fused_layers
+from llmembed.fusion import LEARNED, fused_layers
 from llmembed.heads import HEADS, decide
 from llmembed.identity import seal, unseal
 from llmembed.labels import index_labels, index_options

@@ -13,17 +13,16 @@ from typing import Any, Literal
 
 import polars as pl
 
+from llmembed.choices import OnEmpty
 from llmembed.errors import DatasetError, UsageError
 from llmembed.job import Hub, Job, find_job, job_names, load_job, redefinition
 from llmembed.splits import SPLITS, find_overlaps, limit_rows, with_test_split
 from llmembed.tables import SUFFIXES, read_table, write_table
 
-__all__ = ["SPLITS", "SUFFIXES", "Dataset", "OnEmpty", "Reading", "load_dataset", "read_table"]
+__all__ = ["SPLITS", "SUFFIXES", "Dataset", "Reading", "load_dataset", "read_table"]
 
 # What a folder may be called: this leaves room for what others put behind it in names of 255 bytes.
 NAME_BYTES = 100
-
-OnEmpty = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,18 @@ import numpy as np
 from llmembed.backbones import (
     BackboneSpec,
     BadText,
-    StoredDtype,
     describe_backbone,
     load_backbone,
 )
 from llmembed.backbones.weights import ModelFiles
-from llmembed.bad_texts import BadTexts, OnBadValue
+from llmembed.bad_texts import BadTexts
 from llmembed.cache import Cache
+from llmembed.choices import OnBadValue, Pooling, StorageDtype
 from llmembed.dataset import Dataset
 from llmembed.dealing import embed_on_gpus
 from llmembed.embedding import embed_blocks
 from llmembed.gpu import Meter, visible_gpus
 from llmembed.identity import text_key
-from llmembed.job import Pooling
 from llmembed.progress import Progress, Tally
 from llmembed.resources import CHOOSE, Resources
 
@@ -110,7 +109,7 @@ def plan_extraction(
     pooling: Pooling | None = None,
     max_length: int | None = None,
     template: str | None = None,
-    dtype: StoredDtype | None = None,
+    dtype: StorageDtype | None = None,
 ) -> Plan:
     """State what is to be extracted; what is not given comes from the data set's job. Loads no model, writes nothing.
 

@@ -19,10 +19,11 @@ import numpy as np
 from llmembed.backbones import resolve_layers
 from llmembed.cache import Cache, Located
 from llmembed.cache.kept import Kept
+from llmembed.choices import Fusion
 from llmembed.cores import in_threads
 from llmembed.dataset import Dataset
 from llmembed.errors import UsageError
-from llmembed.fusion import Fusion, Layout, fuse, fused_layers, fused_width
+from llmembed.fusion import Layout, fuse, fused_layers, fused_width
 from llmembed.identity import text_key
 from llmembed.scaling import Moments, Scaler, fit_scaler, moments
 

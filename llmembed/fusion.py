@@ -6,11 +6,11 @@ same `fuse`.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-Fusion = Literal["last", "mean", "max", "concat", "gram", "weighted", "cooccurrence"]
+from llmembed.choices import Fusion
+
 # Their weights are in the mlp head (heads/learned.py).
 LEARNED = ("weighted", "cooccurrence")
 # Layers and dim of each backbone.

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from llmembed.choices import OnEmpty
 from llmembed.errors import UsageError
 from llmembed.printable import print_note
 
@@ -18,7 +19,7 @@ def load_or_latest(
     dataset: str | None,
     text_column: str,
     label_column: str,
-    on_empty: Literal["error", "skip"],
+    on_empty: OnEmpty,
     limit: int | None,
 ) -> "Dataset":
     """Load the data set that is named, or else the one last extracted, and say which."""

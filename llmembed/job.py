@@ -6,13 +6,11 @@ It reads no data set and knows no model.
 
 import tomllib
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from llmembed.choices import Pooling
 from llmembed.errors import DatasetError
-
-Pooling = Literal["mean", "max", "first", "last"]
 
 # The paper fuses the last five hidden states (LLMEmbed, ACL 2024, section 3).
 LAST_FIVE = (-5, -4, -3, -2, -1)

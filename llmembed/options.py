@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from errno import ENAMETOOLONG
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from llmembed import choices
 from llmembed.errors import LLMEmbedError, UsageError
 from llmembed.files import why_unwritable
 
@@ -112,21 +113,21 @@ OutFolder = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 TextColumn = Annotated[str, typer.Option(help="Column of the texts.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the labels.")]
-OnEmpty = Annotated[Literal["error", "skip"], typer.Option(help="What to do with empty texts.")]
+OnEmpty = Annotated[choices.OnEmpty, typer.Option(help="What to do with empty texts.")]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="At most so many distinct texts of each split, always the same ones.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
-Split = Annotated[Literal["train", "validation", "test"], typer.Option(help="Which rows of a data set.")]
+Split = Annotated[choices.Split, typer.Option(help="Which rows of a data set.")]
 ChosenEngine = Annotated[
-    Literal["vllm", "transformers"] | None,
+    choices.EngineName | None,
     typer.Option("--engine", help="What runs the model; default: vllm where it is installed beside a GPU."),
 ]
 Gpus = Annotated[
     str | None, typer.Option(help="all, or numbers: one process for each GPU; default: one GPU.", metavar="all|0,1,…")
 ]
 TensorParallel = Annotated[int, typer.Option(min=1, help="GPUs that share a model too large for one (vllm).")]
-Pooling = Annotated[Literal["mean", "max", "first", "last"] | None, typer.Option(help="From tokens to a vector.")]
+Pooling = Annotated[choices.Pooling | None, typer.Option(help="From tokens to a vector.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Fixes every random choice.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens a text may have; longer ones are cut.")]
 Template = Annotated[str | None, typer.Option(help="What the model reads; {text} stands for the text.")]

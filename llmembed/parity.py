@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.backbones import BackboneSpec, Engine, load_backbone
+from llmembed.backbones import BackboneSpec, load_backbone
 from llmembed.backbones.weights import ModelFiles
+from llmembed.choices import EngineName
 
 # Largest relative error by what an engine computes in. Measured: 3e-6 in float32 on the CPU; bfloat16 differs from
 # float32 by 0.9 %. The next layer of a model differs by ten times more than any of these.
@@ -76,7 +77,7 @@ def check_parity(
 
 
 def _embed(
-    spec: BackboneSpec, files: ModelFiles, texts: Sequence[str], engine: Engine, **loading: Any
+    spec: BackboneSpec, files: ModelFiles, texts: Sequence[str], engine: EngineName, **loading: Any
 ) -> tuple[np.ndarray, dict[str, str], int]:
     with closing(load_backbone(spec, files, engine=engine, **loading)) as backbone:
         tokens = backbone.tokenize(texts)

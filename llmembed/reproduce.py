@@ -19,6 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
+from llmembed.choices import Fusion
 from llmembed.classifier_files import check_destination
 from llmembed.compare import FUSIONS
 from llmembed.dataset import Dataset
@@ -26,7 +27,7 @@ from llmembed.errors import CacheError
 from llmembed.evaluate import evaluate
 from llmembed.features import Source, locate_rows, open_sources
 from llmembed.files import replacing
-from llmembed.fusion import LEARNED, Fusion
+from llmembed.fusion import LEARNED
 from llmembed.labels import index_labels
 from llmembed.left_out import without_quarantined
 from llmembed.train import VERSIONS, describe_source, make_estimator, train_on

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmembed.backbones import Engine
+from llmembed.choices import EngineName
 from llmembed.devices import find_device
 from llmembed.errors import UsageError
 from llmembed.gpu import group_gpus
@@ -24,7 +24,7 @@ class Resources:
         tensor_parallel: number of GPUs that share one model (vLLM alone).
     """
 
-    engine: Engine | None = None
+    engine: EngineName | None = None
     device: str | None = None
     gpus: str | None = None
     tensor_parallel: int = 1

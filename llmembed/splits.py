@@ -4,11 +4,14 @@ In: a table with the columns text, label and mostly split. Out: the same with a 
 warning. Everything goes by a text's key, so that equal texts lie together. Knows no file.
 """
 
+from typing import get_args
+
 import polars as pl
 
+from llmembed.choices import Split
 from llmembed.identity import KEY_BYTES, text_key
 
-SPLITS = ("train", "validation", "test")
+SPLITS = get_args(Split)
 # A fifth of all keys lie below it: 0x333… is a fifth of 0xfff….
 TEST_BELOW = b"\x33" * KEY_BYTES
 

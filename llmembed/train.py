@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llmembed.choices import Fusion
 from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone
 from llmembed.classifier_files import check_destination
 from llmembed.cores import count_threads
@@ -24,7 +25,7 @@ from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
 from llmembed.features import Features, Rows, Source, find_rows, keep_scalers, locate_rows, open_sources, verified
 from llmembed.folds import find_repeats
-from llmembed.fusion import LEARNED, Fusion
+from llmembed.fusion import LEARNED
 from llmembed.heads import Head, make_head
 from llmembed.labels import index_labels, index_options, name_some
 from llmembed.left_out import without_quarantined

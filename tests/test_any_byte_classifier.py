@@ -5,6 +5,7 @@ import re
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_classifier import digit_embeddings, make_classifier
 
+from llmembed.choices import HeadName
 from llmembed.classifier import Classifier
 from llmembed.errors import ClassifierError
 from llmembed.fusion import fused_width
 
-HEADS = ["lda", "logistic", "gbdt", "mlp"]
+HEADS = get_args(HeadName)
 each_head = pytest.mark.parametrize("head", HEADS)
 EMBEDDINGS = digit_embeddings()[0][600:640]
 REPORTS = {"metrics.json": {"accuracy": 0.5}, "report.json": {"accuracy": 0.5, "seconds": 1.0}}

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
+from llmembed.choices import HeadName
 from llmembed.errors import ClassifierError, UsageError
 from llmembed.heads import HEADS, load_head, make_head, softmax
 from llmembed.heads.learned import Cooccurrence, WeightedMean
@@ -180,6 +182,10 @@ def test_an_mlp_has_the_hidden_layers_that_it_is_asked_for(digits, tmp_path):
     loaded = load_head(tmp_path)
     assert loaded.get_params() == head.get_params()
     np.testing.assert_array_equal(loaded.predict_proba(X_test), head.predict_proba(X_test))
+
+
+def test_every_head_that_can_be_chosen_is_there():
+    assert sorted(HEADS) == sorted(get_args(HeadName))
 
 
 def test_an_mlp_without_hidden_layers_is_linear(digits):

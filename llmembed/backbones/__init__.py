@@ -10,18 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from llmembed.backbones.vllm.plugin import unsuitable
 from llmembed.backbones.weights import ModelFiles, find_model
+from llmembed.choices import EngineName, Pooling, StorageDtype
 from llmembed.errors import BackboneError, UsageError
-from llmembed.job import Pooling
-
-StoredDtype = Literal["float16", "float32"]
-Engine = Literal["vllm", "transformers"]
 
 
 class BackboneSpec(BaseModel):
@@ -52,7 +49,7 @@ class BackboneSpec(BaseModel):
     pooling: Pooling
     max_length: int
     template: str = "{text}"
-    dtype: StoredDtype = "float16"
+    dtype: StorageDtype = "float16"
 
     @property
     def fingerprint(self) -> str:
@@ -130,7 +127,7 @@ def describe_backbone(
     max_length: int | None,
     at_most: int | None = None,
     template: str = "{text}",
-    dtype: StoredDtype = "float16",
+    dtype: StorageDtype = "float16",
 ) -> tuple[BackboneSpec, ModelFiles]:
     """Find a model by name, hub id or folder and state what it will compute; loads no weights.
 
@@ -163,7 +160,7 @@ def load_backbone(
     spec: BackboneSpec,
     files: ModelFiles,
     *,
-    engine: Engine | None = None,
+    engine: EngineName | None = None,
     device: str | None = None,
     tensor_parallel: int = 1,
 ) -> Backbone:
@@ -191,7 +188,7 @@ def load_backbone(
     return TransformersBackbone(spec, files, device=device)
 
 
-def choose_engine(files: ModelFiles, *, device: str | None = None, tensor_parallel: int = 1) -> Engine:
+def choose_engine(files: ModelFiles, *, device: str | None = None, tensor_parallel: int = 1) -> EngineName:
     """Choose vLLM to split a model, or where it is installed beside a GPU and knows the model; else transformers."""
     if tensor_parallel > 1:
         return "vllm"

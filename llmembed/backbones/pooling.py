@@ -6,7 +6,7 @@ Texts are padded on the right; a padded position never counts. Knows tensors onl
 import torch
 from torch import Tensor
 
-from llmembed.job import Pooling
+from llmembed.choices import Pooling
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:

@@ -9,13 +9,14 @@ import re
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache.shard import FORMAT
 from llmembed.cache.store import LocalStore
+from llmembed.choices import OnEmpty
 from llmembed.identity import SEAL, seal, unseal
 
 SPEC = "spec.json"
@@ -43,7 +44,7 @@ class _Reading(BaseModel):
     argument: str
     text_column: str = "text"
     label_column: str = "label"
-    on_empty: Literal["error", "skip"] = "error"
+    on_empty: OnEmpty = "error"
     limit: int | None = None
 
 

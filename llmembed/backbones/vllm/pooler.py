@@ -14,7 +14,7 @@ from vllm.model_executor.layers.pooler import Pooler
 from vllm.tasks import PoolingTask
 from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
-from llmembed.job import Pooling
+from llmembed.choices import Pooling
 
 COLUMNS_AT_ONCE = 4096
 # What stays in the cache of a CPU while it is added.
