@@ -57,9 +57,9 @@ def count_operations(head: str, training: Training) -> int:
     The discriminant multiplies all rows by a column for each shrinkage, fold and class, and back, in every step.
     """
     if head == "mlp":
-        passes, columns = training.notes["epochs"], training.notes["members"] * make_head("mlp").hidden[0]
+        passes, columns = training.fit_info["epochs"], training.fit_info["ensemble_size"] * make_head("mlp").hidden[0]
     else:
-        passes, columns = training.notes["steps"], len(SHRINKAGES) * (FOLDS + 1) * training.classes
+        passes, columns = training.fit_info["steps"], len(SHRINKAGES) * (FOLDS + 1) * training.classes
     # `gbdt` alone keeps its validation rows out of all products.
     rows = training.rows - (training.validation_rows if head == "gbdt" else 0)
     return passes * rows * training.features * columns * 2 * 2

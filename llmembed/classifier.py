@@ -21,7 +21,8 @@ from llmembed.classifier_files import FORMAT, KIND, RECORD, check_destination, r
 from llmembed.errors import BackboneError, ClassifierError
 from llmembed.folders import replacing_folder
 from llmembed.fusion import LEARNED, Layout, fuse, fused_width
-from llmembed.heads import Head, decide, head_name, load_head
+from llmembed.heads import Head, head_name, load_head
+from llmembed.heads.classes import decide
 from llmembed.saved import checked_labels
 from llmembed.scaling import Scaler, load_scalers, save_scalers
 

@@ -18,13 +18,13 @@ import numpy as np
 
 from llmembed.backbones import resolve_layers
 from llmembed.cache import Cache, Located
-from llmembed.cache.kept import Kept
 from llmembed.choices import Fusion
-from llmembed.cores import in_threads
 from llmembed.dataset import Dataset
 from llmembed.errors import UsageError
 from llmembed.fusion import Layout, fuse, fused_layers, fused_width
 from llmembed.identity import text_key
+from llmembed.matrix import Derived
+from llmembed.parallel import in_threads
 from llmembed.scaling import Moments, Scaler, fit_scaler, moments
 
 # Values that are read, scaled and fused at a time: few enough to stay in the processor's cache.
@@ -169,9 +169,9 @@ def keep_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
     scalers = []
     for source, located in zip(sources, rows.located, strict=True):
 
-        def make(source: Source = source, located: Located = located) -> Kept:
+        def make(source: Source = source, located: Located = located) -> Derived:
             (scaler,) = fit_scalers([source], Rows((located,)))
-            return Kept({"mean": scaler.mean, "scale": scaler.scale})
+            return Derived({"mean": scaler.mean, "scale": scaler.scale})
 
         kept = source.cache.keep({"scaler": source.cache.identify(located, source.layers)}, make)
         scalers.append(Scaler(kept.arrays["mean"], kept.arrays["scale"]))
@@ -223,8 +223,8 @@ class Features:
         """Give the chosen rows, still on disk."""
         return Features(self._sources, self._rows.take(chosen), self._scalers, self._fusion)
 
-    def keep(self, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
-        """Give arrays that were computed from this matrix before, or make them; `verified` keeps them."""
+    def memoize(self, what: Mapping[str, Any], make: Callable[[], Derived]) -> Derived:
+        """Return what was computed from this matrix before, or make it; `verified` writes it."""
         return self._sources[0].cache.keep({**what, "features": self._identity()}, make)
 
     def _identity(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from llmembed.evaluate import evaluate
 from llmembed.features import Source, locate_rows, open_sources
 from llmembed.files import replacing
 from llmembed.fusion import LEARNED
+from llmembed.heads import learns_fusions
 from llmembed.labels import index_labels
 from llmembed.left_out import without_quarantined
 from llmembed.train import VERSIONS, describe_source, make_estimator, train_on
@@ -252,7 +253,7 @@ def reproduce(
         ClassifierError: something else is where a classifier would be saved.
     """
     start = perf_counter()
-    chosen = fusions or [fusion for fusion in FUSIONS if head == "mlp" or fusion not in LEARNED]
+    chosen = fusions or [fusion for fusion in FUSIONS if fusion not in LEARNED or learns_fusions(head)]
     trained: list[Fusion] = [*(each for each in dict.fromkeys(chosen) if each != "last"), "last"]
     datasets, opened = _open_all(datasets, root, backbones, layers)
     for dataset, fusion in product(datasets, trained):

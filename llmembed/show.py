@@ -132,7 +132,7 @@ def show_training(training: "Training") -> None:
         f"read {training.read_seconds:.1f} s, fit {training.fit_seconds:.1f} s ({where}, threads: {training.threads}), "
         f"test {training.test_seconds:.1f} s"
     )
-    for each, weights in zip(settings["backbones"], training.notes.get("layer_weights", []), strict=False):
+    for each, weights in zip(settings["backbones"], training.fit_info.get("layer_weights", []), strict=False):
         shares = ", ".join(f"{layer}: {weight:.0%}" for layer, weight in zip(each["layers"], weights, strict=True))
         print_line(f"learned weights of the layers of {each['name']}: {shares}")
     print_line()

@@ -19,17 +19,17 @@ import numpy as np
 from llmembed.choices import Fusion
 from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone
 from llmembed.classifier_files import check_destination
-from llmembed.cores import count_threads
 from llmembed.dataset import SPLITS, Dataset
 from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
 from llmembed.features import Features, Rows, Source, find_rows, keep_scalers, locate_rows, open_sources, verified
 from llmembed.folds import find_repeats
 from llmembed.fusion import LEARNED
-from llmembed.heads import Head, make_head
+from llmembed.heads import HEADS, Head, learns_fusions, make_head
 from llmembed.labels import index_labels, index_options, name_some
 from llmembed.left_out import without_quarantined
 from llmembed.memory import total_memory
+from llmembed.parallel import count_threads
 from llmembed.predict import classify_rows
 from llmembed.scaling import Scaler
 
@@ -50,7 +50,7 @@ class Training:
         validation_rows: rows that the head chose or calibrated by.
         classes: number of classes.
         features: width of the fused features.
-        notes: what the head chose by itself.
+        fit_info: what the head chose by itself.
         threads: processor threads; with another number `mlp` gives slightly other numbers.
         in_memory: whether the features were; from disk, `mlp` sees the rows in another order.
         read_seconds: finding, checking, scaling and fusing the training rows.
@@ -65,7 +65,7 @@ class Training:
     validation_rows: int
     classes: int
     features: int
-    notes: dict[str, Any]
+    fit_info: dict[str, Any]
     threads: int
     in_memory: bool
     read_seconds: float
@@ -169,10 +169,10 @@ def train_on(
         report=evaluate(test.y, probabilities, classifier.decide(probabilities), names),
         settings=settings,
         rows=len(fit.y) + len(validation.y),
-        validation_rows=estimator.notes_["validation_rows"],
+        validation_rows=estimator.fit_info_["validation_rows"],
         classes=len(labels),
         features=features.shape[1],
-        notes=estimator.notes_,
+        fit_info=estimator.fit_info_,
         threads=count_threads(),
         in_memory=isinstance(features, np.ndarray),
         read_seconds=round(read - start, 3),
@@ -193,9 +193,10 @@ def make_estimator(head: str, fusion: Fusion, sources: Sequence[Source], *, seed
     """
     if fusion not in LEARNED:
         return make_head(head, seed=seed, **options)
-    if head != "mlp":
+    if not learns_fusions(head):
+        learners = " or ".join(name for name in HEADS if learns_fusions(name))
         raise UsageError(
-            f"--fusion {fusion} is learned inside --head mlp, and --head {head} cannot do that. "
+            f"--fusion {fusion} is learned inside --head {learners}, and --head {head} cannot do that. "
             "Without weights there are --fusion mean and --fusion gram."
         )
     layout = tuple((len(source.layers), source.cache.spec.dim) for source in sources)

@@ -9,10 +9,11 @@ from test_heads import QUICK, each_head
 
 from llmembed.classifier import Classifier
 from llmembed.errors import ClassifierError
-from llmembed.heads import decide, load_head, make_head, softmax
-from llmembed.heads.calibration import calibrate
+from llmembed.heads import load_head, make_head
+from llmembed.heads.classes import decide
 from llmembed.predict import evaluate_dataset, predict_dataset, predictions, write_predictions
 from llmembed.train import train
+from llmembed.uncertainty.calibration import calibrate, softmax
 
 EVEN = np.ones(2, np.float32)
 
@@ -58,19 +59,19 @@ def test_calibration_undoes_what_weights_and_too_much_certainty_did(weight):
     codes = (draw.random(20_000) < softmax(true_logits)[:, 1]).astype(int)
     weights, shares = np.float32([1, weight]), np.bincount(codes).astype(np.float32) / 20_000
     found = calibrate(3 * (true_logits + np.log(weights)), codes, shares, weights)
-    assert found.sharpness == pytest.approx(1 / 3, rel=0.05)
+    assert found.temperature == pytest.approx(3, rel=0.05)
     assert found.offset[1] - found.offset[0] == pytest.approx(-np.log(weight), abs=0.15)
 
 
 def test_without_rows_to_judge_by_the_weights_are_taken_at_their_word():
     found = calibrate(np.zeros((0, 2)), np.zeros(0, int), np.float32([0.9, 0.1]), np.float32([0.5, 4.0]))
     np.testing.assert_allclose(found.offset, -np.log([0.5, 4.0]), rtol=1e-6)
-    assert found.sharpness == 1
+    assert found.temperature == 1
 
 
 def test_a_few_rows_without_an_error_ask_for_nothing_extreme():
     found = calibrate(np.float32([[5, -5], [-5, 5], [5, -5]]), np.array([0, 1, 0]), np.float32([0.99, 0.01]), EVEN)
-    assert 0.01 < found.sharpness < 2 and np.ptp(found.offset) < 5
+    assert 0.5 < found.temperature < 100 and np.ptp(found.offset) < 5
 
 
 def test_everything_that_labels_follows_one_decision(pydocs, pydocs_cache, tmp_path):
@@ -97,5 +98,5 @@ def test_a_head_of_an_older_format_is_refused_with_what_to_do(digits, tmp_path):
     make_head("lda").fit(digits[0], digits[2]).save(tmp_path)
     content = json.loads((tmp_path / "head.json").read_bytes())
     (tmp_path / "head.json").write_text(json.dumps({**content, "format": 1}))
-    with pytest.raises(ClassifierError, match=r"head.json has format 1; this llmembed reads format 2.*Train the class"):
+    with pytest.raises(ClassifierError, match=r"head.json has format 1; this llmembed reads format 3.*Train the class"):
         load_head(tmp_path)

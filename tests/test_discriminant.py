@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from llmembed.heads import discriminant, sweep
+from llmembed import matrix
+from llmembed.heads import discriminant
 from llmembed.heads.axes import find_axes
 from llmembed.heads.discriminant import fit_discriminant
 from llmembed.heads.projection import fit_projection
-from llmembed.heads.sweep import map_rows, sum_rows
+from llmembed.matrix import map_blocks, sum_blocks
 
 EQUAL = np.ones(10, np.float32)
 
@@ -16,7 +17,7 @@ EQUAL = np.ones(10, np.float32)
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Make blocks so small that there are many, for several threads."""
-    monkeypatch.setattr(sweep, "BLOCK_VALUES", 64 * 50)
+    monkeypatch.setattr(matrix, "BLOCK_VALUES", 64 * 50)
 
 
 def products(digits):
@@ -26,11 +27,11 @@ def products(digits):
 
 def test_a_sweep_sees_every_row_once_whatever_the_number_of_threads(digits, small_blocks, monkeypatch):
     X = digits[0]
-    doubled, sums = map_rows(X, lambda block: 2 * block, 64), []
+    doubled, sums = map_blocks(X, lambda block: 2 * block, 64), []
     np.testing.assert_array_equal(doubled, 2 * X)
     for threads in ("1", "3"):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-        sums.append(sum_rows(X, (64,), lambda total, rows, block: np.add(total, block.sum(axis=0), out=total)))
+        sums.append(sum_blocks(X, (64,), lambda total, rows, block: np.add(total, block.sum(axis=0), out=total)))
     np.testing.assert_allclose(sums[0], sums[1], rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(sums[0], X.sum(axis=0), rtol=1e-4, atol=1e-3)
 

@@ -77,7 +77,7 @@ def test_a_classifier_of_two_backbones_predicts_with_both(fusion, pydocs, both, 
 
 def test_the_learned_weights_of_the_layers_are_in_the_report(pydocs, both, tiny_llama, tmp_path):
     training = train(pydocs, root=both, backbones=names(tiny_llama), fusion="weighted", out=tmp_path / "m")
-    weights = training.notes["layer_weights"]
+    weights = training.fit_info["layer_weights"]
     assert [len(each) for each in weights] == [5, 3]
     assert np.allclose([sum(each) for each in weights], 1)
     assert max(weights[0]) > 0.21, "they have left where they began"

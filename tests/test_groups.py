@@ -76,8 +76,8 @@ def test_a_data_set_with_every_text_three_times_is_learnt_like_the_one_with_each
     assert abs(thrice.validation_rows - 3 * once.validation_rows) < 10
     assert abs(thrice.report.accuracy - once.report.accuracy) < 0.03
     assert abs(thrice.report.calibration_error - once.report.calibration_error) < 0.05
-    assert thrice.notes.get("shrinkage") == once.notes.get("shrinkage")
-    assert thrice.notes.get("inverse_penalty", 0) <= once.notes.get("inverse_penalty", 0)
+    assert thrice.fit_info.get("shrinkage") == once.fit_info.get("shrinkage")
+    assert thrice.fit_info.get("inverse_penalty", 0) <= once.fit_info.get("inverse_penalty", 0)
 
 
 def test_folds_are_stratified_and_balanced_even_beside_a_text_that_is_everywhere():

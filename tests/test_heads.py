@@ -14,9 +14,10 @@ from sklearn.model_selection import cross_val_score
 
 from llmembed.choices import HeadName
 from llmembed.errors import ClassifierError, UsageError
-from llmembed.heads import HEADS, load_head, make_head, softmax
+from llmembed.heads import HEADS, load_head, make_head
 from llmembed.heads.learned import Cooccurrence, WeightedMean
 from llmembed.heads.steps import shuffle_rows
+from llmembed.uncertainty.calibration import softmax
 
 # Few passes and rounds: these tests are about behaviour, the benchmarks about accuracy.
 QUICK = {"logistic": {"inverse_penalties": (0.01, 0.1)}, "gbdt": {"rounds": 20}, "mlp": {"epochs": 8}, "lda": {}}
@@ -50,7 +51,7 @@ def test_a_saved_head_gives_the_same_probabilities_and_holds_no_pickle(name, wid
     head.save(tmp_path / "head")
     loaded = load_head(tmp_path / "head")
     np.testing.assert_array_equal(loaded.predict_proba(X_test), head.predict_proba(X_test))
-    assert (loaded.get_params(), loaded.notes_) == (head.get_params(), head.notes_)
+    assert (loaded.get_params(), loaded.fit_info_) == (head.get_params(), head.fit_info_)
     assert {path.suffix for path in (tmp_path / "head").iterdir()} <= {".json", ".safetensors", ".txt"}
 
 
@@ -157,8 +158,9 @@ def test_unknown_heads_parameters_and_folders_are_refused():
         load_head(Path("nowhere"))
 
 
-def test_importing_the_heads_loads_no_learner():
-    code = "import sys, llmembed.heads; assert not {'torch', 'lightgbm', 'sklearn', 'scipy'} & set(sys.modules)"
+def test_importing_the_heads_loads_no_learner_and_no_cache():
+    unwanted = {"torch", "lightgbm", "sklearn", "scipy", "polars", "pyarrow", "llmembed.cache"}
+    code = f"import sys, llmembed.heads; assert not {unwanted} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -167,7 +169,7 @@ def test_heads_that_project_wide_features_keep_what_they_learnt_from(name, compo
     X, X_test, y, y_test = digits
     wide = [np.hstack([part, part * np.roll(part, 1, axis=1)]) for part in (X, X_test)]
     head = make_head(name, project_above=100, components=components, **QUICK[name]).fit(OnDisk(wide[0]), y)
-    assert head.notes_["projected"] and head.notes_["steps"] > 0
+    assert head.fit_info_["projected"] and head.fit_info_["steps"] > 0
     assert (head.predict(wide[1]) == y_test).mean() > 0.92
     head.save(tmp_path)
     np.testing.assert_array_equal(load_head(tmp_path).predict(wide[1]), head.predict(wide[1]))
@@ -260,8 +262,8 @@ def test_weights_of_layers_find_the_layer_that_tells():
     layers = draw.standard_normal((600, 4, 8)).astype(np.float32)
     layers[:, 2, :3] += 3 * np.eye(3)[y]
     head = make_head("mlp", fusion="weighted", layout=((4, 8),), epochs=30).fit(layers.reshape(600, -1), y)
-    assert np.argmax(head.notes_["layer_weights"][0]) == 2
-    assert max(head.notes_["layer_weights"][0]) > 0.4
+    assert np.argmax(head.fit_info_["layer_weights"][0]) == 2
+    assert max(head.fit_info_["layer_weights"][0]) > 0.4
 
 
 def test_dropout_leaves_the_cosines_of_cooccurrence_what_they_are_in_prediction():
@@ -305,7 +307,7 @@ class OnDisk:
     def select_rows(self, rows):
         return OnDisk(self.X[rows])
 
-    def keep(self, what, make):
+    def memoize(self, what, make):
         return make()
 
 
@@ -333,4 +335,4 @@ def test_logistic_regression_finds_the_minimum_that_scikit_learn_finds(digits):
     peer = LogisticRegression(C=0.05, max_iter=5000, tol=1e-8).fit(X, y)
     logits = X_test @ ours.weight_ + ours.bias_
     np.testing.assert_allclose(softmax(logits), peer.predict_proba(X_test), atol=2e-3)
-    assert ours.notes_["converged"]
+    assert ours.fit_info_["converged"]

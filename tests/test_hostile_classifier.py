@@ -102,7 +102,7 @@ HOSTILE = {
     "mlp-features": ("mlp", "head.json", changed_json(lambda head: head["fitted"].update(features=10**18))),
     "mlp-dropout": ("mlp", "head.json", changed_json(lambda head: head["params"].update(dropout=2))),
     "mlp-unknown": ("mlp", "head.json", changed_json(lambda head: head["params"].update(depth=2))),
-    "mlp-sharpness": ("mlp", "head.json", changed_json(lambda head: head["fitted"].update(sharpness=-1.0))),
+    "mlp-temperature": ("mlp", "head.json", changed_json(lambda head: head["fitted"].update(temperature=-1.0))),
     "mlp-arrays": ("mlp", "head.safetensors", without_an_array),
     "lda-classes": ("lda", "head.json", changed_json(lambda head: head["classes"].reverse())),
     "lda-long": ("lda", "head.json", changed_json(lambda head: head["classes"].append("x" * 10**7))),
@@ -126,7 +126,7 @@ HOSTILE = {
     "trees-classes": ("gbdt", "head.txt", changed_line("num_class", "99")),
     "trees-leaves": ("gbdt", "head.txt", changed_line("num_leaves", "9")),
     "trees-linear": ("gbdt", "head.txt", changed_line("is_linear", "1")),
-    "trees-rounds": ("gbdt", "head.txt", changed_json(lambda head: head["notes"].update(rounds=3))),
+    "trees-rounds": ("gbdt", "head.txt", changed_json(lambda head: head["fit_info"].update(rounds=3))),
 }
 
 
@@ -153,7 +153,7 @@ def trees(digits):
     """Give LightGBM's own text of a few trees, and what is in it."""
     X, _, y, _ = digits
     head = make_head("gbdt", rounds=2, leaves=4).fit(X[:200], y[:200])
-    return cut_trees(head.booster_.model_to_string()), {"inputs": 64, "classes": 10, "rounds": head.notes_["rounds"]}
+    return cut_trees(head.booster_.model_to_string()), {"inputs": 64, "classes": 10, "rounds": head.fit_info_["rounds"]}
 
 
 def test_trees_of_lightgbm_pass_and_other_numbers_of_them_do_not(trees):

@@ -12,10 +12,11 @@ import pytest
 
 from llmembed import features
 from llmembed import train as stage
-from llmembed.cache.kept import FOLDER, MOST_FILES, Kept, identify, recall, write
+from llmembed.cache.kept import FOLDER, MOST_FILES, identify, recall, write
 from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
 from llmembed.features import Features, fit_scalers, keep_scalers, locate_rows, open_sources, verified
+from llmembed.matrix import Derived
 from llmembed.train import train, train_on
 
 ONES = {"ones": np.ones(3, np.float32)}
@@ -37,11 +38,11 @@ def test_a_second_training_starts_from_what_the_first_one_kept(pydocs, root, tmp
     first, second = (
         train(pydocs, root=root, head="gbdt", head_options={"rounds": rounds}, out=tmp_path / "m") for rounds in (5, 5)
     )
-    assert [each.notes["projection_kept"] for each in (first, second)] == [False, True]
+    assert [each.fit_info["projection_memoized"] for each in (first, second)] == [False, True]
     assert first.report == second.report
     assert len(kept_files(root)) == 2
     other = train(pydocs, root=root, head="gbdt", head_options={"components": 9, "rounds": 5}, out=tmp_path / "m")
-    assert not other.notes["projection_kept"]
+    assert not other.fit_info["projection_memoized"]
 
 
 def test_what_is_kept_is_what_would_be_computed(pydocs, root):
@@ -55,13 +56,13 @@ def test_what_is_kept_is_what_would_be_computed(pydocs, root):
     wide = Features(sources, rows, computed, "concat")
     for other in (wide.select_rows(np.arange(9)), Features(sources, rows, computed, "mean")):
         with verified(sources, rows):
-            assert not other.keep({"what": 1}, lambda: Kept(ONES)).recalled
-        assert other.keep({"what": 1}, lambda: Kept(ONES)).recalled
-        assert not wide.keep({"what": 1, "of": other.shape}, lambda: Kept(ONES)).recalled
+            assert not other.memoize({"what": 1}, lambda: Derived(ONES)).memoized
+        assert other.memoize({"what": 1}, lambda: Derived(ONES)).memoized
+        assert not wide.memoize({"what": 1, "of": other.shape}, lambda: Derived(ONES)).memoized
 
 
 def test_a_damaged_kept_file_is_made_again(tmp_path):
-    store, made = LocalStore(tmp_path), Kept({"values": np.arange(5.0)}, {"why": "a test"})
+    store, made = LocalStore(tmp_path), Derived({"values": np.arange(5.0)}, {"why": "a test"})
     write(store, "name", made)
     (file,) = tmp_path.glob("kept/*")
     whole = file.read_bytes()
@@ -70,24 +71,24 @@ def test_a_damaged_kept_file_is_made_again(tmp_path):
     write(store, "name", made)
     again = recall(store, "name")
     np.testing.assert_array_equal(again.arrays["values"], made.arrays["values"])
-    assert (again.notes, again.recalled) == ({"why": "a test"}, True)
+    assert (again.info, again.memoized) == ({"why": "a test"}, True)
 
 
 def test_what_a_killed_run_left_half_written_is_deleted_by_the_next_one(tmp_path):
     store, identity = LocalStore(tmp_path), identify({"rows": 3})
     assert recall(store, identity) is None
-    write(store, identity, Kept(ONES))
+    write(store, identity, Derived(ONES))
     (whole,) = (tmp_path / FOLDER).iterdir()
     left = whole.with_name(f".{whole.name}.0123abcd")
     left.write_bytes(b"half")
-    assert recall(store, identity).recalled
+    assert recall(store, identity).memoized
     assert not left.exists() and whole.exists()
 
 
 def test_only_the_last_files_stay(tmp_path):
     store = LocalStore(tmp_path)
     for number in range(MOST_FILES + 3):
-        write(store, str(number), Kept(ONES))
+        write(store, str(number), Derived(ONES))
         for file in tmp_path.glob("kept/*"):
             os.utime(file, (file.stat().st_mtime - 1,) * 2)
     assert len(list(tmp_path.glob("kept/*"))) == MOST_FILES
@@ -97,7 +98,7 @@ def test_only_the_last_files_stay(tmp_path):
 @pytest.mark.parametrize("error", [FileNotFoundError(), PermissionError(13, "Permission denied")])
 def test_a_kept_file_that_vanishes_or_cannot_be_deleted_is_no_error(error, tmp_path, monkeypatch):
     store = LocalStore(tmp_path)
-    write(store, "name", Kept(ONES))
+    write(store, "name", Derived(ONES))
     (file,) = tmp_path.glob("kept/*")
     file.write_bytes(b"damaged")
 
@@ -154,7 +155,7 @@ def test_a_cache_that_may_only_be_read_is_trained_from(pydocs, root, tmp_path):
     # A file where the folder should be fails for every user, root too.
     for folder in root.glob("*/*"):
         (folder / "kept").write_text("")
-    assert train(pydocs, root=root, head="gbdt", head_options={"rounds": 5}, out=tmp_path / "m").notes["rounds"] > 0
+    assert train(pydocs, root=root, head="gbdt", head_options={"rounds": 5}, out=tmp_path / "m").fit_info["rounds"] > 0
 
 
 @pytest.mark.parametrize("head", ["mlp", "lda"])

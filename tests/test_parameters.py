@@ -47,7 +47,7 @@ def test_a_network_larger_than_the_machine_is_refused_before_it_is_made(hidden, 
         make_head("mlp", fusion="cooccurrence", layout=layout, compressed=10**12).fit(digits[0], digits[2])
 
 
-@pytest.mark.parametrize("options", [{"hidden": (0,)}, {"hidden": (8, -1)}, {"hidden": ("8",)}, {"members": 0}])
+@pytest.mark.parametrize("options", [{"hidden": (0,)}, {"hidden": (8, -1)}, {"hidden": ("8",)}, {"ensemble_size": 0}])
 def test_numbers_of_units_and_networks_are_whole_and_positive(options):
     with pytest.raises(UsageError, match="expected a whole number from 1"):
         make_head("mlp", **options)

@@ -15,10 +15,10 @@ from toy_cache import (
 )
 
 from llmembed.cache import ORPHAN_SECONDS, Cache
-from llmembed.cache.kept import Kept
 from llmembed.cache.shard import FORMAT
 from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
+from llmembed.matrix import Derived
 
 GONE = {
     "commits": f"{'a' * 24}.json",
@@ -132,7 +132,7 @@ def test_a_spec_that_is_lost_beside_whole_shards_comes_back(content, filled):
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.write_text("notes")])
 def test_foreign_files_and_folders_in_a_cache_are_left_alone(make, filled):
     cache, rows = filled
-    cache.keep({"a": 1}, lambda: Kept({"ones": np.ones(3)}))
+    cache.keep({"a": 1}, lambda: Derived({"ones": np.ones(3)}))
     cache.write_kept()
     cache.record_extraction({"dataset": ["films"]})
     foreign = [cache.folder / folder / "zz foreign" for folder in (".", "commits", "shards", "kept", "extractions")]
@@ -141,7 +141,7 @@ def test_foreign_files_and_folders_in_a_cache_are_left_alone(make, filled):
         os.utime(path, (0, 0))
     opened = Cache.latest(cache.folder.parent.parent)
     assert opened.last_extraction() == {"dataset": ["films"]} and opened.prepare() == 0
-    assert opened.keep({"a": 1}, lambda: pytest.fail("it is kept")).recalled
+    assert opened.keep({"a": 1}, lambda: pytest.fail("it is kept")).memoized
     assert_same_bits(read(opened, rows.keys, TOY.layers), rows.embeddings)
     assert all(path.exists() for path in foreign)
 

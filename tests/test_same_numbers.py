@@ -33,8 +33,8 @@ def test_the_number_of_threads_changes_no_bit(name, options, width, digits, monk
 def test_an_mlp_is_the_same_thing_in_memory_and_on_disk(digits):
     X, _, y, _ = digits
     here, there = (make_head("mlp", epochs=3).fit(rows, y) for rows in (X, OnDisk(X)))
-    assert here.notes_ == there.notes_
-    assert here.notes_["members"] == len(here.network_) == len(there.network_) == 2
+    assert here.fit_info_ == there.fit_info_
+    assert here.fit_info_["ensemble_size"] == len(here.network_) == len(there.network_) == 2
     assert [weight.shape for weight in here.network_.parameters()] == [
         weight.shape for weight in there.network_.parameters()
     ]
@@ -52,7 +52,7 @@ def test_features_beyond_the_limit_are_learnt_as_those_within(head, pydocs, pydo
     beyond = fit()
     assert (within.in_memory, beyond.in_memory) == (True, False)
     assert within.validation_rows == beyond.validation_rows
-    assert within.notes.get("members") == beyond.notes.get("members")
+    assert within.fit_info.get("ensemble_size") == beyond.fit_info.get("ensemble_size")
     assert abs(within.report.accuracy - beyond.report.accuracy) < 0.03
     assert abs(within.report.log_loss - beyond.report.log_loss) < 0.06
 

@@ -17,7 +17,6 @@ from llmembed.backbones import BackboneSpec
 from llmembed.cache import catalog, kept, records, repair
 from llmembed.cache.commits import FOLDER as COMMITS
 from llmembed.cache.commits import Commit, Shard, find_faults, open_shards, read_records, refuse_foreign, shard_id
-from llmembed.cache.kept import Kept
 from llmembed.cache.opening import is_claimed, open_spec
 from llmembed.cache.quarantine import Quarantine
 from llmembed.cache.remedy import extract_command, mend_command, recorded
@@ -26,6 +25,7 @@ from llmembed.cache.store import ORPHAN_SECONDS, LocalStore
 from llmembed.cache.writing import write_shard
 from llmembed.errors import CacheError
 from llmembed.identity import text_key
+from llmembed.matrix import Derived
 
 __all__ = ["ORPHAN_SECONDS", "Cache", "Commit", "Located"]
 
@@ -65,7 +65,7 @@ class Cache:
         self.backbone = folder.name.rpartition("-")[0]
         self._store = LocalStore(folder)
         self._words: Sequence[str] = ()
-        self._unwritten: dict[str, Kept] = {}
+        self._unwritten: dict[str, Derived] = {}
         self.quarantine = Quarantine(self._store)
 
     @classmethod
@@ -229,7 +229,7 @@ class Cache:
         digest.update(np.stack([position, located.row]).astype("<i8").tobytes())
         return {"fingerprint": self.spec.fingerprint, "layers": list(layers), "rows": digest.hexdigest()}
 
-    def keep(self, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
+    def keep(self, what: Mapping[str, Any], make: Callable[[], Derived]) -> Derived:
         """Give arrays that were computed from rows of this cache before, or make them; `write_kept` keeps those."""
         identity = kept.identify(what)
         found = self._unwritten.get(identity) or kept.recall(self._store, identity)

@@ -8,31 +8,21 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
+from llmembed.matrix import Derived
 
 FOLDER = "kept"
 # Those of the last few data parts, layers and fusions: 35 MB each for 120,000 rows.
 MOST_FILES = 16
 # To be raised when the same input gives other arrays than before. Those of format 1 may come from damaged shards: they
-# were written before the shards were hashed.
-FORMAT = 2
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Arrays by name, plain values beside them, and whether they were made by an earlier run."""
-
-    arrays: dict[str, NDArray[Any]]
-    notes: dict[str, Any] = field(default_factory=dict)
-    recalled: bool = False
+# were written before the shards were hashed; those of format 2 hold their values under another name.
+FORMAT = 3
 
 
 def identify(what: Mapping[str, Any]) -> str:
@@ -40,7 +30,7 @@ def identify(what: Mapping[str, Any]) -> str:
     return sha256(json.dumps({**what, "format": FORMAT}, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def recall(store: LocalStore, identity: str) -> Kept | None:
+def recall(store: LocalStore, identity: str) -> Derived | None:
     """Return the arrays of that name that an earlier run kept, None if there are none; delete a damaged file of them.
 
     What killed runs left half written is deleted too. Another run may delete the file meanwhile, and a cache may be
@@ -58,12 +48,12 @@ def recall(store: LocalStore, identity: str) -> Kept | None:
     return None
 
 
-def write(store: LocalStore, identity: str, made: Kept) -> None:
+def write(store: LocalStore, identity: str, made: Derived) -> None:
     """Keep arrays for later runs, which trust them: whatever they were made from must be verified by now.
 
     A cache that can only be read is trained from all the same.
     """
-    content = save(made.arrays, {"notes": json.dumps(made.notes)})
+    content = save(made.arrays, {"info": json.dumps(made.info)})
     with suppress(CacheError):
         store.create(_name(identity, content), content)
         _delete_oldest(store)
@@ -73,9 +63,9 @@ def _name(identity: str, content: bytes) -> str:
     return f"{FOLDER}/{identity}-{sha256(content).hexdigest()[:16]}.safetensors"
 
 
-def _decode(content: bytes) -> Kept:
+def _decode(content: bytes) -> Derived:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return Kept(load(content), json.loads(header["__metadata__"]["notes"]), recalled=True)
+    return Derived(load(content), json.loads(header["__metadata__"]["info"]), memoized=True)
 
 
 def _delete_oldest(store: LocalStore) -> None:

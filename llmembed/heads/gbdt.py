@@ -5,37 +5,25 @@ on principal components. Both come from a few passes over rows that may lie on d
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import lightgbm
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from llmembed.cores import count_threads
-from llmembed.folds import hold_out
-from llmembed.heads import (
-    ARRAYS_FILE,
-    TREES_FILE,
-    ClassWeight,
-    Codes,
-    Features,
-    Matrix,
-    Rows,
-    Validation,
-    read_head,
-    select_rows,
-    weigh_classes,
-    write_head,
-)
-from llmembed.heads.estimator import Estimator
+from llmembed.heads.base import BaseHead, TrainingRows, Unseen
+from llmembed.heads.classes import ClassWeight, weigh_classes
+from llmembed.heads.files import ARRAYS_FILE, TREES_FILE
 from llmembed.heads.projection import Projection, fit_projection
 from llmembed.heads.trees import check_trees, cut_trees
-from llmembed.saved import SavedFiles
+from llmembed.matrix import FloatArray, IntArray, Matrix, select_rows
+from llmembed.parallel import count_threads
+from llmembed.saved import Arrays, SavedFiles
 
 VALUES_PER_THREAD = 250_000
 
 
-class GBDTHead(Estimator):
+class GBDTHead(BaseHead):
     """LightGBM on narrow features; on wide ones a linear discriminant, and trees that correct it.
 
     Args:
@@ -75,50 +63,40 @@ class GBDTHead(Estimator):
         self.class_weight = class_weight
         self.seed = seed
 
-    def fit(
-        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
-    ) -> Self:
-        """Fit on X [rows, features] and labels y [rows]; without `validation`, a tenth of the rows is held out for it.
-
-        Rows of one of the `groups` [rows] are held out together, as copies of a text must be.
-
-        Raises:
-            InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
-        """
-        features, codes, groups = self._check_training(X, y, groups)
-        if validation is None:
-            train, held = hold_out(codes, groups, seed=self.seed)
-            X_val, val_codes = select_rows(features, held), codes[held]
-            features, codes, groups = select_rows(features, train), codes[train], groups[train]
-        else:
-            X_val, val_codes = self._check_validation(validation)
+    def _fit(self, rows: TrainingRows) -> Unseen:
+        train = np.setdiff1d(np.arange(len(rows.y)), rows.held_out)
+        features, y, groups = select_rows(rows.X, train), rows.y[train], rows.groups[train]
+        class_weights = weigh_classes(self.class_weight, y, np.arange(len(self.classes_)))
         self.projection_: Projection | None = None
-        self.notes_: dict[str, Any] = {"projected": self.n_features_in_ > self.project_above}
+        self.fit_info_["projected"] = self.n_features_in_ > self.project_above
         start = None
-        if self.notes_["projected"]:
-            prior = weigh_classes(self.class_weight, codes, self.classes_)
-            self.projection_, inputs, notes = fit_projection(
-                features, codes, prior, groups=groups, components=self.components, seed=self.seed
+        if self.fit_info_["projected"]:
+            self.projection_, inputs, info = fit_projection(
+                features, y, class_weights, groups=groups, components=self.components, seed=self.seed
             )
             start = inputs[:, : len(self.classes_)]
-            self.notes_ |= notes
+            self.fit_info_ |= info
         else:
             inputs = features[:]
-        self._boost(inputs, start, codes, X_val, val_codes)
-        self._calibrate(self._logits(X_val), val_codes, codes, self.class_weight)
-        return self
+        self._boost(inputs, start, y, class_weights, rows.X_val, rows.y_val)
+        return Unseen(self._logits(rows.X_val), rows.y_val)
 
     def _boost(
-        self, inputs: Features, start: Features | None, codes: Codes, X_val: Features | Matrix, val_codes: Codes
+        self,
+        inputs: FloatArray,
+        start: FloatArray | None,
+        y: IntArray,
+        weights: FloatArray,
+        X_val: FloatArray | Matrix,
+        y_val: IntArray,
     ) -> None:
-        weights = weigh_classes(self.class_weight, codes, self.classes_)
-        train = lightgbm.Dataset(inputs, codes, weight=weights[codes], init_score=_as_scores(start))
-        known = val_codes >= 0
+        train = lightgbm.Dataset(inputs, y, weight=weights[y], init_score=_as_scores(start))
+        known = y_val >= 0
         valid_sets, callbacks = [], []
         if known.any():
             val_inputs, val_start = self._inputs(select_rows(X_val, np.flatnonzero(known)))
-            own_weights, scores = weights[val_codes[known]], _as_scores(val_start)
-            valid_sets = [train.create_valid(val_inputs, val_codes[known], weight=own_weights, init_score=scores)]
+            own_weights, scores = weights[y_val[known]], _as_scores(val_start)
+            valid_sets = [train.create_valid(val_inputs, y_val[known], weight=own_weights, init_score=scores)]
             callbacks = [lightgbm.early_stopping(self.patience, verbose=False)]
         booster = lightgbm.train(
             self._booster_params(inputs.size),
@@ -129,7 +107,7 @@ class GBDTHead(Estimator):
         )
         trees = booster.best_iteration if valid_sets else booster.current_iteration()
         self.booster_ = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=trees))
-        self.notes_ |= {"rounds": trees, "validation_rows": len(val_codes)}
+        self.fit_info_["rounds"] = trees
 
     def _booster_params(self, values: int) -> dict[str, Any]:
         # No `use_quantized_grad`: with it LightGBM 4.7 died of "Check failed: best_split_info.right_count > 0" on MR.
@@ -151,14 +129,14 @@ class GBDTHead(Estimator):
             "verbose": -1,
         }
 
-    def _inputs(self, features: Features | Matrix) -> tuple[Features, Features | None]:
-        """Give what the trees see [rows, inputs] and where the boosting starts [rows, classes]."""
+    def _inputs(self, features: FloatArray | Matrix) -> tuple[FloatArray, FloatArray | None]:
+        """Return what the trees see [rows, inputs] and where the boosting starts [rows, classes]."""
         if self.projection_ is None:
             return features[:], None
         inputs = self.projection_.apply(features)
         return inputs, inputs[:, : len(self.classes_)]
 
-    def _logits(self, features: Features | Matrix) -> Features:
+    def _logits(self, features: FloatArray | Matrix) -> FloatArray:
         if not len(features):
             return np.zeros((0, len(self.classes_)), dtype=np.float32)
         inputs, start = self._inputs(features)
@@ -166,36 +144,28 @@ class GBDTHead(Estimator):
         return np.asarray(raw if start is None else raw + start, dtype=np.float32)
 
     def save(self, folder: Path) -> None:
-        """Write `head.json`, `head.safetensors` (the projection) and `head.txt` (LightGBM's own text) into `folder`."""
-        arrays: dict[str, NDArray[Any]] = {}
-        if self.projection_ is not None:
-            arrays = {"projection": self.projection_.weight, "offset": self.projection_.offset}
-        write_head(folder, self, arrays)
+        """Write the files of the fitted head into `folder`: also `head.txt`, LightGBM's own text."""
+        super().save(folder)
         (folder / TREES_FILE).write_text(cut_trees(self.booster_.model_to_string()), encoding="utf-8")
 
-    @classmethod
-    def load(cls, files: SavedFiles) -> Self:
-        """Make the head of which `save` wrote the files.
+    def _arrays(self) -> Arrays:
+        projection = self.projection_
+        return {} if projection is None else {"projection": projection.weight, "offset": projection.offset}
 
-        Raises:
-            ClassifierError: a file is missing or damaged.
-        """
-        head: Self
-        head, arrays = read_head(files, cls)
-        head.projection_, inputs = None, head.n_features_in_
+    def _restore(self, files: SavedFiles, arrays: Arrays) -> None:
+        self.projection_, inputs = None, self.n_features_in_
         if arrays:
-            inputs = max(arrays["offset"].size if "offset" in arrays else 0, len(head.classes_))
-            shapes = {"projection": (head.n_features_in_, inputs), "offset": (inputs,)}
+            inputs = max(arrays["offset"].size if "offset" in arrays else 0, len(self.classes_))
+            shapes = {"projection": (self.n_features_in_, inputs), "offset": (inputs,)}
             files.expect_arrays(ARRAYS_FILE, arrays, shapes)
-            head.projection_ = Projection(arrays["projection"], arrays["offset"])
+            self.projection_ = Projection(arrays["projection"], arrays["offset"])
         try:
             text = files.content(TREES_FILE).decode()
-            check_trees(text, inputs=inputs, classes=len(head.classes_), rounds=head.notes_["rounds"])
-            head.booster_ = lightgbm.Booster(model_str=text)
+            check_trees(text, inputs=inputs, classes=len(self.classes_), rounds=self.fit_info_["rounds"])
+            self.booster_ = lightgbm.Booster(model_str=text)
         except (KeyError, TypeError, ValueError, lightgbm.basic.LightGBMError) as error:
             raise files.damaged(TREES_FILE, error) from error
-        return head
 
 
-def _as_scores(start: Features | None) -> NDArray[Any] | None:
+def _as_scores(start: FloatArray | None) -> NDArray[Any] | None:
     return None if start is None else start.astype(np.float64)

@@ -4,29 +4,17 @@ The fastest baseline: linear equations, nothing to tune. How far the covariance 
 probabilities are, is chosen on rows that each fit had left out.
 """
 
-from pathlib import Path
-from typing import Any, Self
+import numpy as np
 
-from numpy.typing import ArrayLike
-
-from llmembed.heads import (
-    ARRAYS_FILE,
-    ClassWeight,
-    Features,
-    Matrix,
-    Rows,
-    Validation,
-    read_head,
-    weigh_classes,
-    write_head,
-)
+from llmembed.heads.base import BaseHead, TrainingRows, Unseen
+from llmembed.heads.classes import ClassWeight
 from llmembed.heads.discriminant import SHRINKAGES, fit_discriminant
-from llmembed.heads.estimator import Estimator
-from llmembed.heads.sweep import map_rows
-from llmembed.saved import SavedFiles
+from llmembed.heads.files import ARRAYS_FILE
+from llmembed.matrix import FloatArray, IntArray, Matrix, map_blocks
+from llmembed.saved import Arrays, SavedFiles
 
 
-class LDAHead(Estimator):
+class LDAHead(BaseHead):
     """Linear discriminant analysis with a shrunken covariance.
 
     Args:
@@ -47,41 +35,25 @@ class LDAHead(Estimator):
         self.class_weight = class_weight
         self.seed = seed
 
-    def fit(
-        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
-    ) -> Self:
-        """Fit on X [rows, features] and labels y [rows]; `validation` is not needed, every row is left out once.
+    def _hold_out(self, y_encoded: IntArray, groups: IntArray) -> IntArray:
+        # Every row is left out once.
+        return np.zeros(0, np.int64)
 
-        Rows of one of the `groups` [rows] are left out together, as copies of a text must be.
-
-        Raises:
-            InputError: X or y cannot be used: NaN in X, for instance, or fewer than two classes in y.
-        """
-        features, codes, groups = self._check_training(X, y, groups)
-        prior = weigh_classes(self.class_weight, codes, self.classes_)
-        fitted = fit_discriminant(features, codes, prior, groups=groups, shrinkages=self.shrinkages, seed=self.seed)
+    def _fit(self, rows: TrainingRows) -> Unseen:
+        fitted = fit_discriminant(
+            rows.X, rows.y, rows.class_weights, groups=rows.groups, shrinkages=self.shrinkages, seed=self.seed
+        )
         self.weight_, self.bias_ = fitted.weight, fitted.bias
-        self._calibrate(fitted.logits, codes, codes, self.class_weight)
-        self.notes_: dict[str, Any] = {**fitted.notes, "validation_rows": len(features)}
-        return self
+        self.fit_info_ |= fitted.info
+        return Unseen(fitted.logits, rows.y)
 
-    def _logits(self, features: Features | Matrix) -> Features:
-        return map_rows(features, lambda block: block @ self.weight_ + self.bias_, len(self.classes_))
+    def _logits(self, features: FloatArray | Matrix) -> FloatArray:
+        return map_blocks(features, lambda block: block @ self.weight_ + self.bias_, len(self.classes_))
 
-    def save(self, folder: Path) -> None:
-        """Write `head.json` and `head.safetensors` into `folder`."""
-        write_head(folder, self, {"weight": self.weight_, "bias": self.bias_})
+    def _arrays(self) -> Arrays:
+        return {"weight": self.weight_, "bias": self.bias_}
 
-    @classmethod
-    def load(cls, files: SavedFiles) -> Self:
-        """Make the head of which `save` wrote the files.
-
-        Raises:
-            ClassifierError: a file is missing or damaged.
-        """
-        head: Self
-        head, arrays = read_head(files, cls)
-        shapes = {"weight": (head.n_features_in_, len(head.classes_)), "bias": (len(head.classes_),)}
+    def _restore(self, files: SavedFiles, arrays: Arrays) -> None:
+        shapes = {"weight": (self.n_features_in_, len(self.classes_)), "bias": (len(self.classes_),)}
         files.expect_arrays(ARRAYS_FILE, arrays, shapes)
-        head.weight_, head.bias_ = arrays["weight"], arrays["bias"]
-        return head
+        self.weight_, self.bias_ = arrays["weight"], arrays["bias"]

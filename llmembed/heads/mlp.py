@@ -7,36 +7,21 @@ that lie on disk are read ahead, in blocks. It may learn the fusion of the layer
 import math
 from itertools import pairwise
 from numbers import Integral
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from llmembed.devices import find_device
 from llmembed.errors import InputError
-from llmembed.folds import hold_out
 from llmembed.fusion import LEARNED, Layout
-from llmembed.heads import (
-    ARRAYS_FILE,
-    JSON_FILE,
-    ClassWeight,
-    Codes,
-    Features,
-    Matrix,
-    Rows,
-    Validation,
-    read_head,
-    row_blocks,
-    select_rows,
-    weigh_classes,
-    write_head,
-)
-from llmembed.heads.estimator import Estimator
+from llmembed.heads.base import BaseHead, TrainingRows, Unseen
+from llmembed.heads.classes import ClassWeight
+from llmembed.heads.files import ARRAYS_FILE, JSON_FILE
 from llmembed.heads.learned import Cooccurrence, WeightedMean
 from llmembed.heads.steps import Step, limit_threads, shuffle_rows
+from llmembed.matrix import FloatArray, IntArray, Matrix, row_blocks
 from llmembed.memory import total_memory
 from llmembed.saved import Arrays, SavedFiles
 
@@ -44,7 +29,7 @@ from llmembed.saved import Arrays, SavedFiles
 BYTES_PER_WEIGHT = 16
 
 
-class MLPHead(Estimator):
+class MLPHead(BaseHead):
     """Linear, layer normalisation, GELU, dropout for each hidden layer, then linear; AdamW, one-cycle learning rate.
 
     The schedule is fixed, and its last pass counts. To choose the best pass by held-out rows was worse than that by 0.2
@@ -58,7 +43,7 @@ class MLPHead(Estimator):
         weight_decay: of AdamW.
         epochs: passes over the rows; None chooses 5 to 20, more for fewer rows and for more classes.
         batch_rows: rows per step; None chooses 32 to 256, more for more rows.
-        members: networks that differ in their initial weights and dropout; their logits are averaged.
+        ensemble_size: networks that differ in their initial weights and dropout; their logits are averaged.
         calibrate: without it, and without `validation`, no rows are held out, and probabilities are too sure.
         class_weight: `balanced` lets every class count alike in the loss; `sqrt` goes half of the way, which on R52
             gave 4 points of macro-F1 and cost no accuracy; None counts every row alike; a dict has weights by label.
@@ -78,7 +63,7 @@ class MLPHead(Estimator):
         weight_decay: float = 1e-2,
         epochs: int | None = None,
         batch_rows: int | None = None,
-        members: int = 2,
+        ensemble_size: int = 2,
         calibrate: bool = True,
         class_weight: ClassWeight = "sqrt",
         fusion: str | None = None,
@@ -93,7 +78,7 @@ class MLPHead(Estimator):
         self.weight_decay = weight_decay
         self.epochs = epochs
         self.batch_rows = batch_rows
-        self.members = members
+        self.ensemble_size = ensemble_size
         self.calibrate = calibrate
         self.class_weight = class_weight
         self.fusion = fusion
@@ -110,7 +95,7 @@ class MLPHead(Estimator):
             UsageError: the device that was asked for is not here.
         """
         super().check_parameters()
-        counts = {"members": self.members, "compressed": self.compressed}
+        counts = {"ensemble_size": self.ensemble_size, "compressed": self.compressed}
         counts |= {f"hidden[{number}]": width for number, width in enumerate(self.hidden)}
         for name, count in counts.items():
             if not isinstance(count, Integral) or count < 1:
@@ -127,7 +112,7 @@ class MLPHead(Estimator):
         try:
             # On the device `meta` nothing is allocated.
             with torch.device("meta"):
-                weights = int(self.members) * sum(weight.numel() for weight in self._member().parameters())
+                weights = int(self.ensemble_size) * sum(weight.numel() for weight in self._member().parameters())
         except (RuntimeError, OverflowError, TypeError):
             # More weights than the type of a size can count.
             weights = 2**63
@@ -139,65 +124,53 @@ class MLPHead(Estimator):
                 "Choose narrower layers."
             )
 
-    def fit(
-        self, X: Rows, y: ArrayLike, *, validation: Validation | None = None, groups: ArrayLike | None = None
-    ) -> Self:
-        """Fit on X [rows, features] and labels y [rows]; `validation` calibrates the probabilities.
+    def _hold_out(self, y_encoded: IntArray, groups: IntArray) -> IntArray:
+        return super()._hold_out(y_encoded, groups) if self.calibrate else np.zeros(0, np.int64)
 
-        Rows of one of the `groups` [rows] are held out together, as copies of a text must be.
-
-        Raises:
-            InputError: X, y or `validation` cannot be used: NaN in X, for instance, or fewer than two classes in y.
-        """
-        features, codes, groups = self._check_training(X, y, groups)
+    def _fit(self, rows: TrainingRows) -> Unseen:
         self._check_size()
-        held = np.zeros(len(codes), dtype=bool)
-        if validation is None:
-            held[hold_out(codes, groups, seed=self.seed)[1]] = self.calibrate
-            X_val, val_codes = select_rows(features, np.flatnonzero(held)), codes[held]
-        else:
-            X_val, val_codes = self._check_validation(validation)
         width = self.hidden[0] if self.hidden else len(self.classes_)
         # The seed must fix the fit without changing the random state of the program around it.
         devices = range(torch.cuda.device_count())
-        on_disk = not isinstance(features, np.ndarray)
+        on_disk = not isinstance(rows.X, np.ndarray)
         with torch.random.fork_rng(devices=devices), limit_threads(width * self.n_features_in_, reading=on_disk):
             torch.manual_seed(self.seed)
-            self._train(features, codes, held)
-            logits = self._logits(X_val, members=1 if validation is None else None)
-        self._calibrate(logits, val_codes, codes, self.class_weight)
-        self.notes_["validation_rows"] = len(val_codes)
-        return self
+            self._train(rows)
+            # The others have been fitted on the rows that were held out.
+            logits = self._logits(rows.X_val, members=1 if len(rows.held_out) else None)
+        return Unseen(logits, rows.y_val)
 
-    def _train(self, X: Features | Matrix, codes: Codes, held: NDArray[np.bool_]) -> None:
-        rows = len(X)
+    def _train(self, training: TrainingRows) -> None:
+        rows = len(training.y)
         # With two classes 10 passes were as good as 20 (MR, cross-validated); with 52, 20 gave 0.5 points more (R52).
         most = np.clip(5 * len(self.classes_), 10, 20)
         # As int: a search over an array gives NumPy's, which torch does not take.
         epochs = int(self.epochs or np.clip(600_000 // rows, 5, most))
         batch_rows = int(self.batch_rows or np.clip(2 ** round(math.log2(rows / 64)), 32, 256))
         device = find_device(self.device)
-        self.network_ = nn.ModuleList(self._member() for _ in range(self.members)).to(device).train()
+        self.network_ = nn.ModuleList(self._member() for _ in range(self.ensemble_size)).to(device).train()
         step = Step(self.network_, self.learning_rate, self.weight_decay, epochs * math.ceil(rows / batch_rows))
-        targets, left_out = torch.from_numpy(codes).to(device), torch.from_numpy(held).to(device)
-        class_weights = torch.from_numpy(weigh_classes(self.class_weight, codes, self.classes_)).to(device)
+        left_out = torch.zeros(rows, dtype=torch.bool)
+        left_out[torch.from_numpy(training.held_out)] = True
+        targets, left_out = torch.from_numpy(training.y).to(device), left_out.to(device)
+        class_weights = torch.from_numpy(training.class_weights).to(device)
         for _ in range(epochs):
-            for batch, chosen in shuffle_rows(X, batch_rows):
+            for batch, chosen in shuffle_rows(training.X, batch_rows):
                 step(batch.to(device), targets[chosen], class_weights, left_out[chosen])
         self.network_.to("cpu")
-        self.notes_: dict[str, Any] = {
+        self.fit_info_ |= {
             "epochs": epochs,
             "batch_rows": batch_rows,
-            "members": int(self.members),
+            "ensemble_size": int(self.ensemble_size),
             "device": device,
             "threads": torch.get_num_threads(),
             "products": step.products,
         }
         if self.fusion == "weighted":
-            self.notes_["layer_weights"] = self._layer_weights()
+            self.fit_info_["layer_weights"] = self._layer_weights()
 
     def _layer_weights(self) -> list[list[float]]:
-        """Give the mean weights of the layers of each backbone over the members."""
+        """Return the mean weights of the layers of each backbone over the members."""
         fusions: list[Any] = [next(member.children()) for member in self.network_]
         by_backbone = zip(*(fusion.weights() for fusion in fusions), strict=True)
         return [torch.stack(each).mean(dim=0).tolist() for each in by_backbone]
@@ -220,8 +193,8 @@ class MLPHead(Estimator):
             return WeightedMean(layout)
         return Cooccurrence(layout, compressed=self.compressed, dropout=self.dropout)
 
-    def _logits(self, features: Features | Matrix, *, members: int | None = None) -> Features:
-        """Give the mean logits of the first members, or of all."""
+    def _logits(self, features: FloatArray | Matrix, *, members: int | None = None) -> FloatArray:
+        """Return the mean logits of the first members, or of all."""
         self.network_.eval()
         logits = np.empty((len(features), len(self.classes_)), np.float32)
         with torch.inference_mode():
@@ -232,23 +205,12 @@ class MLPHead(Estimator):
                 logits[rows] = torch.stack(each).mean(dim=0).numpy()
         return logits
 
-    def save(self, folder: Path) -> None:
-        """Write `head.json` and `head.safetensors` into `folder`."""
-        arrays = {name: tensor.numpy() for name, tensor in self.network_.state_dict().items()}
-        write_head(folder, self, arrays)
+    def _arrays(self) -> Arrays:
+        return {name: tensor.numpy() for name, tensor in self.network_.state_dict().items()}
 
-    @classmethod
-    def load(cls, files: SavedFiles) -> Self:
-        """Make the head of which `save` wrote the files.
-
-        Raises:
-            ClassifierError: a file is missing or damaged.
-        """
-        head: Self
-        head, arrays = read_head(files, cls)
-        head.network_ = head._empty_network(files, arrays)
-        head.network_.load_state_dict({name: torch.from_numpy(each) for name, each in arrays.items()}, assign=True)
-        return head
+    def _restore(self, files: SavedFiles, arrays: Arrays) -> None:
+        self.network_ = self._empty_network(files, arrays)
+        self.network_.load_state_dict({name: torch.from_numpy(each) for name, each in arrays.items()}, assign=True)
 
     def _empty_network(self, files: SavedFiles, arrays: Arrays) -> nn.ModuleList:
         """Make networks without memory for weights, into which exactly these arrays go.

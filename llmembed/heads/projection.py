@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.cache.kept import Kept
-from llmembed.heads import Codes, Features, Matrix
 from llmembed.heads.discriminant import fit_discriminant
-from llmembed.heads.sweep import map_rows
+from llmembed.matrix import Derived, FloatArray, IntArray, Matrix, map_blocks
 
 
 @dataclass(frozen=True)
@@ -23,43 +21,43 @@ class Projection:
         weight, offset: float32 [features, classes + components] and [classes + components].
     """
 
-    weight: Features
-    offset: Features
+    weight: FloatArray
+    offset: FloatArray
 
-    def apply(self, X: Features | Matrix) -> Features:
+    def apply(self, X: FloatArray | Matrix) -> FloatArray:
         """Project X [rows, features] -> float32 [rows, classes + components]."""
-        return map_rows(X, lambda block: block @ self.weight + self.offset, len(self.offset))
+        return map_blocks(X, lambda block: block @ self.weight + self.offset, len(self.offset))
 
 
 def fit_projection(
-    X: Features | Matrix, codes: Codes, prior: Features, *, groups: Codes, components: int, seed: int
-) -> tuple[Projection, Features, dict[str, Any]]:
-    """Fit on X [rows, features] and codes [rows]; `prior` [classes] multiplies the shares of the classes.
+    X: FloatArray | Matrix, y: IntArray, prior: FloatArray, *, groups: IntArray, components: int, seed: int
+) -> tuple[Projection, FloatArray, dict[str, Any]]:
+    """Fit on X [rows, features] and y [rows]; `prior` [classes] multiplies the shares of the classes.
 
     Rows of one of the `groups` [rows] are left out together.
 
-    Of rows on disk it is kept, so that other trees or penalties begin at once.
+    Of rows on disk it is memoized, so that other trees or penalties begin at once.
 
     Returns:
         the projection; X projected, with the logits out of fold: in-fold ones would look far better than those of
         unseen rows, and what is fitted to them would trust them; and what the discriminant chose by itself.
     """
 
-    def make() -> Kept:
-        fitted = fit_discriminant(X, codes, prior, groups=groups, seed=seed)
+    def make() -> Derived:
+        fitted = fit_discriminant(X, y, prior, groups=groups, seed=seed)
         axes = fitted.axes.vectors[:, :components]
         arrays = {
             "weight": np.hstack([fitted.weight, axes]),
             "offset": np.append(fitted.bias, np.zeros(axes.shape[1], np.float32)),
-            "projected": np.hstack([fitted.logits, map_rows(X, lambda block: block @ axes, axes.shape[1])]),
+            "projected": np.hstack([fitted.logits, map_blocks(X, lambda block: block @ axes, axes.shape[1])]),
         }
-        return Kept(arrays, fitted.notes)
+        return Derived(arrays, fitted.info)
 
     what = {
         "projection": {"components": components, "prior": prior.tolist(), "seed": seed},
-        "codes": sha256(codes.astype("<i8").tobytes()).hexdigest(),
+        "codes": sha256(y.astype("<i8").tobytes()).hexdigest(),
         "groups": sha256(groups.astype("<i8").tobytes()).hexdigest(),
     }
-    kept = make() if isinstance(X, np.ndarray) else X.keep(what, make)
-    notes = {**kept.notes, "projection_kept": kept.recalled}
-    return Projection(kept.arrays["weight"], kept.arrays["offset"]), kept.arrays["projected"], notes
+    derived = make() if isinstance(X, np.ndarray) else X.memoize(what, make)
+    info = {**derived.info, "projection_memoized": derived.memoized}
+    return Projection(derived.arrays["weight"], derived.arrays["offset"]), derived.arrays["projected"], info

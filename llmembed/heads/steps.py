@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmembed.heads import BLOCK_VALUES, Features, Matrix, read_ahead
+from llmembed.matrix import READ_AHEAD_VALUES, FloatArray, Matrix, read_ahead
 
 # Weights from which on a network is shared among threads.
 WEIGHTS_TO_SHARE = 2**18
@@ -57,8 +57,8 @@ class Step:
         self._schedule.step()
 
 
-def shuffle_rows(X: Features | Matrix, batch_rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Give all rows once, in random order, as batches of features and the numbers of their rows.
+def shuffle_rows(X: FloatArray | Matrix, batch_rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Return all rows once, in random order, as batches of features and the numbers of their rows.
 
     Of a matrix on disk, runs of neighbouring rows are drawn at random until they fill a buffer, whose rows are then
     shuffled: each row is read once, in pieces that a disk likes.
@@ -67,7 +67,7 @@ def shuffle_rows(X: Features | Matrix, batch_rows: int) -> Iterator[tuple[torch.
     starts = run * torch.randperm(math.ceil(len(X) / run)).numpy()
     rows = (starts[:, None] + np.arange(run)).ravel()
     rows = rows[rows < len(X)]
-    size = batch_rows * max(1, BLOCK_VALUES // X.shape[1] // batch_rows)
+    size = batch_rows * max(1, READ_AHEAD_VALUES // X.shape[1] // batch_rows)
     buffers = [np.sort(part) for part in np.split(rows, range(size, len(rows), size))]
     for buffer, chosen in zip(read_ahead(X.__getitem__, buffers), buffers, strict=True):
         features, numbers = torch.from_numpy(buffer), torch.from_numpy(chosen)
