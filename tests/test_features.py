@@ -104,15 +104,6 @@ def test_a_head_that_cannot_learn_a_fusion_says_which_can(pydocs, pydocs_cache, 
         train(pydocs, root=pydocs_cache, fusion="cooccurrence", head="gbdt", out=tmp_path / "m")
 
 
-def test_the_example_of_the_readme_works(pydocs_cache, monkeypatch, capsys):
-    example = (Path(__file__).parent.parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert 'Path("cache")' in example and 'load_dataset("pydocs")' in example
-    program = example.replace('Path("cache")', f"Path({str(pydocs_cache)!r})")
-    exec(program.replace('load_dataset("pydocs")', 'load_dataset("pydocs", limit=700)'), {})
-    scores = [float(word) for word in capsys.readouterr().out.strip("[]\n ").split()]
-    assert len(scores) == 3 and min(scores) > 0.6
-
-
 def test_every_float16_is_widened_exactly():
     values = np.arange(2**16, dtype=np.uint16).view(np.float16)
     values = values[np.isfinite(values)]
