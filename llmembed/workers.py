@@ -23,7 +23,7 @@ from llmembed.backbones.weights import ModelFiles
 from llmembed.cache import Cache
 from llmembed.embedding import Block, embed_blocks
 from llmembed.errors import BackboneError, EngineError, LLMEmbedError
-from llmembed.parent import die_with_parent, starting_processes
+from llmembed.parent import exit_with_parent, starting_processes
 
 Load = Callable[..., Backbone]
 
@@ -103,7 +103,7 @@ def _work(connection: Connection, gpus: str, assignment: Assignment) -> None:
     # Ctrl-C reaches every process of a terminal; the dealing process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    die_with_parent()
+    exit_with_parent()
     sending = Lock()
 
     def tell(*message: Any) -> None:
