@@ -35,7 +35,7 @@ from llmembed.identity import seal, unseal
 from llmembed.labels import index_labels, index_options
 from llmembed.left_out import without_quarantined
 from llmembed.parallel import count_cores, single_threaded_children
-from llmembed.parent import die_with_parent, starting_processes
+from llmembed.parent import exit_with_parent, starting_processes
 from llmembed.train import (
     VERSIONS,
     Part,
@@ -320,7 +320,7 @@ _opened: dict[str, Any] = {}
 
 def _open(places: Sequence[tuple[Path, tuple[int, ...]]], part: Part, fold_of: FoldOf, labels: Sequence[str]) -> None:
     # The processes of a pool wait for work for ever when the one that made them is killed.
-    die_with_parent()
+    exit_with_parent()
     sources = [Source(Cache.open(folder), layers) for folder, layers in places]
     _opened.update(sources=sources, part=part, fold_of=fold_of, labels=labels)
 

@@ -231,7 +231,7 @@ def _embed_missing(
             on_batch=tally.batch,
             on_shard=tally.shard,
             on_bad=on_bad,
-            on_loss=on_warning,
+            on_worker_lost=on_warning,
             **resources.loading,
         )
         plan.cache.refresh()

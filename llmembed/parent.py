@@ -8,17 +8,17 @@ from multiprocessing import parent_process
 from threading import Thread, current_thread, main_thread
 
 
-def die_with_parent() -> None:
-    """End this process when the one that started it has ended, however that was; without such a one do nothing."""
+def exit_with_parent() -> None:
+    """Exit when the process that started this one has ended, however that was; without such a one do nothing."""
     parent = parent_process()
     if parent is None:
         return
 
-    def wait_and_die() -> None:
+    def wait_and_exit() -> None:
         parent.join()
         os._exit(1)
 
-    Thread(target=wait_and_die, daemon=True).start()
+    Thread(target=wait_and_exit, daemon=True).start()
 
 
 @contextmanager

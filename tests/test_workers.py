@@ -15,9 +15,10 @@ from test_backbones import copy_of
 from llmembed.backbones import describe_backbone
 from llmembed.cache import Cache
 from llmembed.dataset import Dataset
-from llmembed.dealing import MOST_LOSSES, embed_on_gpus
+from llmembed.dealing import embed_on_gpus
 from llmembed.errors import BackboneError, EngineError
 from llmembed.identity import text_key
+from llmembed.schedule import MOST_LOST
 
 # Without GPUs the workers run the transformers engine on the CPU; what they do is the same.
 TWO = ("", "")
@@ -32,7 +33,7 @@ class Run:
         blocks = [texts[start : start + size] for start in range(0, len(texts), size)]
         self.blocks = [{text_key(text): text for text in block} for block in blocks]
         self.text_of = {text_key(text): text for text in texts}
-        self.texts, self.losses, self.engines, self.bad = 0, [], [], {}
+        self.texts, self.lost, self.engines, self.bad = 0, [], [], {}
         self.options = {"groups": TWO, **options}
 
     def on_batch(self, texts: int, tokens: int) -> None:
@@ -47,7 +48,7 @@ class Run:
             self.options.pop("groups"),
             on_ready=self.engines.append,
             on_batch=self.on_batch,
-            on_loss=self.losses.append,
+            on_worker_lost=self.lost.append,
             on_bad=self.bad.update,
             device="cpu",
             **self.options,
@@ -71,7 +72,7 @@ def test_two_workers_commit_every_block_once(tiny_llama, many, tmp_path):
     assert sum(commit.rows for commit in run.cache.commits) == run.texts == len(many)
     assert not len(run.cache.locate([text_key(text) for text in many]).missing)
     assert run.engines[0]["engine"] == "transformers"
-    assert not run.losses
+    assert not run.lost
     assert not active_children()
 
 
@@ -89,8 +90,8 @@ def test_what_a_killed_worker_had_goes_to_the_other(tiny_llama, many, tmp_path):
     run()
     assert sum(commit.rows for commit in run.cache.commits) >= run.texts == len(many)
     assert not len(run.cache.locate([text_key(text) for text in many]).missing)
-    assert len(run.losses) == 1
-    assert "exit code -9" in run.losses[0]
+    assert len(run.lost) == 1
+    assert "exit code -9" in run.lost[0]
 
 
 def test_with_all_workers_lost_what_was_committed_stays(tiny_llama, many, tmp_path):
@@ -106,7 +107,7 @@ def test_with_all_workers_lost_what_was_committed_stays(tiny_llama, many, tmp_pa
     run = Doomed(tiny_llama, many, tmp_path, groups=("",))
     with pytest.raises(EngineError, match=r"exit code -9.*what was committed is kept"):
         run()
-    assert len(run.losses) == len(run.engines) == MOST_LOSSES
+    assert len(run.lost) == len(run.engines) == MOST_LOST
     run.cache.refresh()
     assert run.cache.commits
     run.cache.verify()
@@ -121,7 +122,7 @@ def test_texts_that_kill_or_fail_are_found_and_all_others_are_committed(tiny_lla
     assert run.bad[text_key(killer)].reason == "lost its process twice: it ended with exit code -9."
     assert run.bad[text_key(failing)].reason.startswith("out of memory on cpu")
     # With others or first, with its block alone, with half of it, and twice by itself.
-    assert 4 <= len(run.losses) <= 5
+    assert 4 <= len(run.lost) <= 5
     assert (run.texts, len(run.bad)) == (40, 2)
     assert not active_children()
 
@@ -149,7 +150,7 @@ def test_a_group_that_never_loads_the_model_is_given_up(tiny_llama, many, tmp_pa
     run = Run(tiny_llama, many[:20], tmp_path, load=load_never)
     with pytest.raises(EngineError, match="vLLM could not start"):
         run()
-    assert len(run.losses) == 2
+    assert len(run.lost) == 2
 
 
 PROGRAM = """
@@ -210,7 +211,7 @@ def test_a_worker_that_finds_no_gpu_does_not_fall_back_to_the_cpu(tiny_llama, ma
             *(run.spec, run.files, run.blocks, run.cache, ["0"]),
             on_ready=run.engines.append,
             on_batch=run.on_batch,
-            on_loss=run.losses.append,
+            on_worker_lost=run.lost.append,
             engine="transformers",
             device="cpu",
         )

@@ -4,7 +4,7 @@
 """
 
 from llmembed.backbones.weights import ModelFiles
-from llmembed.parent import die_with_parent
+from llmembed.parent import exit_with_parent
 
 MODELS = {
     "bert": "Bert",
@@ -47,4 +47,4 @@ def register() -> None:
         # A string keeps CUDA and the model's module out of processes that only read the registry.
         ModelRegistry.register_model(name, f"llmembed.backbones.vllm.models:{name}")
     # vLLM's engine process outlives a killed parent, and would keep the memory of its GPU.
-    die_with_parent()
+    exit_with_parent()
