@@ -59,7 +59,7 @@ def embed_on_gpus(
         BackboneError: a worker cannot use the model.
         EngineError: every group of GPUs was given up.
     """
-    assignment = Assignment(spec, files, cache.folder, loading, load)
+    assignment = Assignment(spec, files, cache.url, loading, load)
     seats: list[_Seat] = []
     try:
         seats += [_Seat(gpus, start_worker(gpus, assignment)) for gpus in groups]

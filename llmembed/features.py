@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from llmembed.errors import UsageError
 from llmembed.fusion import Fusion, Layout, fuse, fused_layers, fused_width
 from llmembed.identity import text_key
 from llmembed.scaling import Moments, Scaler, fit_scaler, moments
+from llmembed.storage import Location
 
 # Values that are read, scaled and fused at a time: few enough to stay in the processor's cache.
 VALUES_AT_ONCE = 2**19
@@ -42,7 +42,7 @@ class Source:
     @property
     def name(self) -> str:
         """Give backbone and fingerprint, as in the cache's name."""
-        return self.cache.folder.name
+        return self.cache.name
 
     def fused(self, fusion: Fusion) -> "Source":
         """Give only the layers that a fusion reads."""
@@ -50,7 +50,7 @@ class Source:
 
 
 def open_sources(
-    root: Path, dataset: Dataset, backbones: Sequence[str] = (), layers: Sequence[int] | None = None
+    root: Location, dataset: Dataset, backbones: Sequence[str] = (), layers: Sequence[int] | None = None
 ) -> tuple[Source, ...]:
     """Open the caches of a data set by the backbones named, or the one extracted last.
 
@@ -63,8 +63,8 @@ def open_sources(
     named: Sequence[str | None] = backbones or [None]
     caches = [Cache.latest(root, dataset.name, backbone, dataset.words) for backbone in named]
     for number, cache in enumerate(caches):
-        if any(cache.folder == earlier.folder for earlier in caches[:number]):
-            raise UsageError(f"--backbone {backbones[number]} is named twice: both are {cache.folder}.")
+        if any(cache.url == earlier.url for earlier in caches[:number]):
+            raise UsageError(f"--backbone {backbones[number]} is named twice: both are {cache.url}.")
     return tuple(Source(cache, _stored_layers(cache, layers, dataset.words)) for cache in caches)
 
 
@@ -74,7 +74,7 @@ def _stored_layers(cache: Cache, layers: Sequence[int] | None, words: Sequence[s
     if not set(wanted) <= set(held):
         option = f"--layers {','.join(map(str, wanted))}"
         raise UsageError(
-            f"{option}: {cache.folder} holds the layers {','.join(map(str, held))}. Choose among them or run "
+            f"{option}: {cache.url} holds the layers {','.join(map(str, held))}. Choose among them or run "
             f"`{shlex.join(['llmembed', 'extract', *words])} --backbone {cache.backbone} {option}` first."
         )
     return wanted

@@ -31,6 +31,7 @@ from llmembed.left_out import without_quarantined
 from llmembed.memory import total_memory
 from llmembed.predict import classify_rows
 from llmembed.scaling import Scaler
+from llmembed.storage import Location
 
 # Features that fill no more of the machine's memory are read once; larger ones stay on disk and are read in blocks.
 # A head may copy them, and other programs need some too.
@@ -99,7 +100,7 @@ class Part:
 def train(
     dataset: Dataset,
     *,
-    root: Path,
+    root: Location,
     backbones: Sequence[str] = (),
     layers: Sequence[int] | None = None,
     fusion: Fusion = "concat",

@@ -14,7 +14,6 @@ from itertools import chain
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -24,6 +23,7 @@ from llmembed.cache import Cache
 from llmembed.embedding import Block, embed_blocks
 from llmembed.errors import BackboneError, EngineError, LLMEmbedError
 from llmembed.parent import die_with_parent, starting_processes
+from llmembed.storage import open_store
 
 Load = Callable[..., Backbone]
 
@@ -34,14 +34,14 @@ class Assignment:
 
     Attributes:
         spec, files: the model.
-        folder: the folder of the cache.
+        url: where the cache lies.
         loading: options of `load`.
         load: what loads the backbone.
     """
 
     spec: BackboneSpec
     files: ModelFiles
-    folder: Path
+    url: str
     loading: dict[str, Any]
     load: Load = load_backbone
 
@@ -130,7 +130,7 @@ def _work(connection: Connection, gpus: str, assignment: Assignment) -> None:
                     embed_blocks(
                         backbone,
                         blocks,
-                        Cache(assignment.folder, assignment.spec),
+                        Cache(open_store(assignment.url), assignment.spec),
                         lambda texts, tokens: tell("batch", texts, tokens),
                         lambda texts, tokens: tell("shard", texts, tokens),
                         lambda bad: tell("bad", bad),

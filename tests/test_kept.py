@@ -13,9 +13,9 @@ import pytest
 from llmembed import features
 from llmembed import train as stage
 from llmembed.cache.kept import FOLDER, MOST_FILES, Kept, identify, recall, write
-from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
 from llmembed.features import Features, fit_scalers, keep_scalers, locate_rows, open_sources, verified
+from llmembed.storage.local import LocalStore
 from llmembed.train import train, train_on
 
 ONES = {"ones": np.ones(3, np.float32)}

@@ -19,13 +19,14 @@ from llmembed.cache.commits import FOLDER as COMMITS
 from llmembed.cache.commits import Commit, Shard, find_faults, open_shards, read_records, refuse_foreign, shard_id
 from llmembed.cache.kept import Kept
 from llmembed.cache.opening import is_claimed, open_spec
+from llmembed.cache.place import folder_of, place_of
 from llmembed.cache.quarantine import Quarantine
 from llmembed.cache.remedy import extract_command, mend_command, recorded
 from llmembed.cache.shard import Rows
-from llmembed.cache.store import ORPHAN_SECONDS, LocalStore
 from llmembed.cache.writing import write_shard
 from llmembed.errors import CacheError
 from llmembed.identity import text_key
+from llmembed.storage import ORPHAN_SECONDS, Location, Store, list_names, open_store
 
 __all__ = ["ORPHAN_SECONDS", "Cache", "Commit", "Located"]
 
@@ -49,50 +50,49 @@ class Located:
 
 
 class Cache:
-    """The embeddings of one data set by one backbone spec, in one folder.
+    """The embeddings of one data set by one backbone spec, in one store.
 
     Attributes:
         dataset: name of the data set.
         backbone: short name of the backbone.
+        name: `<backbone>-<fingerprint>`, the name of its folder.
+        url: where it lies, by which it is opened again: `<root>/<dataset>/<name>`.
         spec: everything that fixes the numbers.
-        folder: `<root>/<dataset>/<backbone>-<fingerprint>`.
+        quarantine: which texts have no embeddings, and why.
     """
 
-    def __init__(self, folder: Path, spec: BackboneSpec) -> None:
-        self.folder = folder
+    def __init__(self, store: Store, spec: BackboneSpec) -> None:
+        place = place_of(store)
+        self.dataset, self.backbone, self.name, self.url = place.dataset, place.backbone, place.name, store.url
         self.spec = spec
-        self.dataset = folder.parent.name
-        self.backbone = folder.name.rpartition("-")[0]
-        self._store = LocalStore(folder)
+        self._store = store
         self._words: Sequence[str] = ()
         self._unwritten: dict[str, Kept] = {}
         self.quarantine = Quarantine(self._store)
 
     @classmethod
-    def at(cls, root: Path, dataset: str, backbone: str, spec: BackboneSpec) -> "Cache":
+    def at(cls, root: Location, dataset: str, backbone: str, spec: BackboneSpec) -> "Cache":
         """Give the cache of a spec, which need not exist yet; writes nothing.
 
         Raises:
             CacheError: the folder has another format or belongs to another spec.
         """
-        cache = cls(root / dataset / f"{backbone}-{spec.fingerprint}", spec)
-        is_claimed(cache.folder, spec)
+        cache = cls(open_store(root).child(folder_of(dataset, backbone, spec)), spec)
+        is_claimed(cache._store, spec)
         return cache
 
     @classmethod
-    def open(cls, folder: Path, words: Sequence[str] = ()) -> "Cache":
-        """Open an existing cache; `words` name its data set on a command line.
+    def open(cls, url: Location, words: Sequence[str] = ()) -> "Cache":
+        """Open an existing cache by its URL or folder; `words` name its data set on a command line.
 
         Raises:
             CacheError: no cache, another format, or `spec.json` is damaged, with the command that mends it.
         """
-        cache = cls(folder, open_spec(folder, words))
-        cache._words = words
-        return cache
+        return cls._open(open_store(url), words)
 
     @classmethod
     def latest(
-        cls, root: Path, dataset: str | None = None, backbone: str | None = None, words: Sequence[str] = ()
+        cls, root: Location, dataset: str | None = None, backbone: str | None = None, words: Sequence[str] = ()
     ) -> "Cache":
         """Open the cache that was extracted last: of all, of a data set, or of a data set by a backbone.
 
@@ -103,14 +103,15 @@ class Cache:
             CacheError: there is none, or it is damaged, with the command that mends it.
         """
         damaged: tuple[str, CacheError] | None = None
-        for folder, newest in catalog.list_caches(root, dataset):
+        caches = open_store(root)
+        for store, newest in catalog.list_caches(caches, dataset):
             try:
-                cache = cls.open(folder, words)
+                cache = cls._open(store, words)
                 if backbone is not None and not cache._is_by(backbone):
                     continue
                 cache.last_extraction()
             except CacheError as error:
-                if damaged is None and (backbone is None or catalog.may_be_by(folder, backbone)):
+                if damaged is None and (backbone is None or catalog.may_be_by(store, backbone)):
                     damaged = newest, error
                 continue
             if damaged is None or damaged[0] == newest:
@@ -122,8 +123,14 @@ class Cache:
         what = f"embeddings of {dataset}" if dataset else "embeddings"
         by = f" by {backbone}" if backbone else ""
         option = ["--backbone", backbone] if backbone else []
-        command = extract_command(root, words or [dataset or "DATASET"], option)
-        raise CacheError(f"There are no {what}{by} in {root}. Run {command} first.")
+        command = extract_command(caches.url, words or [dataset or "DATASET"], option)
+        raise CacheError(f"There are no {what}{by} in {caches.url}. Run {command} first.")
+
+    @classmethod
+    def _open(cls, store: Store, words: Sequence[str]) -> "Cache":
+        cache = cls(store, open_spec(store, words))
+        cache._words = words
+        return cache
 
     @cached_property
     def commits(self) -> list[Commit]:
@@ -136,8 +143,7 @@ class Cache:
         for record in found:
             if record.commit is None:
                 raise CacheError(
-                    f"{self.folder / record.name} is damaged ({record.fault}). "
-                    f"Run {self.mend()} to make its texts again."
+                    f"{self.url}/{record.name} is damaged ({record.fault}). Run {self.mend()} to make its texts again."
                 )
         return [record.commit for record in found if record.commit is not None]
 
@@ -148,12 +154,12 @@ class Cache:
 
     def mend(self, dataset: Sequence[str] | None = None) -> str:
         """Give the command that brings what is missing or damaged, of the data set last extracted or of another."""
-        return mend_command(self.folder, self.spec, dataset, self._words)
+        return mend_command(self._store, self.spec, dataset, self._words)
 
     def _is_by(self, backbone: str) -> bool:
         found_as = recorded(self._store).get("backbone")
         return (
-            backbone in (self.backbone, self.folder.name, self.spec.model, found_as)
+            backbone in (self.backbone, self.name, self.spec.model, found_as)
             or str(Path(backbone).resolve()) == found_as
         )
 
@@ -183,7 +189,7 @@ class Cache:
         if len(located.missing):
             refuse_foreign(self._store)
             raise CacheError(
-                f"{len(located.missing):,} of {len(keys):,} texts are not in {self.folder}. "
+                f"{len(located.missing):,} of {len(keys):,} texts are not in {self.url}. "
                 f"Run {self.mend(dataset)} first."
             )
         return located
@@ -208,7 +214,7 @@ class Cache:
             positions = np.flatnonzero(located.shard == number)
             rows = located.row[positions]
             for index, layer in enumerate(layers):
-                embeddings[positions, index] = self._shards[number].view.layer(layer)[rows]
+                embeddings[positions, index] = self._shards[number].view.take(layer, rows)
         return embeddings
 
     def matrix(self, texts: Sequence[str], layers: Sequence[int] | None = None) -> np.ndarray:
@@ -257,7 +263,7 @@ class Cache:
         Raises:
             CacheError: it holds those of another format, or cannot be written to.
         """
-        if not is_claimed(self.folder, self.spec):
+        if not is_claimed(self._store, self.spec):
             records.write_spec(self._store, self.spec)
 
     def write_shard(self, rows: Rows, engine: dict[str, str]) -> bool:
@@ -303,7 +309,7 @@ class Cache:
             CacheError: a file cannot be read, written or deleted, or the folder has another format.
         """
         self.refresh()
-        if self._store.names(COMMITS):
+        if list_names(self._store, COMMITS):
             self.claim()
         damage = repair.find_damage(self._store, self.spec)
         repair.take_out(self._store, damage)
@@ -327,7 +333,7 @@ class Cache:
             return records.read_extraction(self._store, name) if name else {}
         except (FileNotFoundError, ValueError) as error:
             raise CacheError(
-                f"{self.folder / name} is damaged ({error}). Run {self.mend()} to write another one."
+                f"{self.url}/{name} is damaged ({error}). Run {self.mend()} to write another one."
             ) from error
 
     @cached_property
@@ -358,8 +364,8 @@ class Cache:
             path, fault = damaged[0]
             commit = f"{COMMITS}/{shard_id(path)}.json"
             raise CacheError(
-                f"{len(damaged)} of {len(self.commits)} shards in {self.folder} are damaged "
-                f"({Path(path).name} {fault}; see {commit}). Run {self.mend()} to make them again."
+                f"{len(damaged)} of {len(self.commits)} shards in {self.url} are damaged "
+                f"({path.rpartition('/')[2]} {fault}; see {commit}). Run {self.mend()} to make them again."
             )
 
     def _gather(self, located: Located, column: Any, dtype: Any) -> np.ndarray:

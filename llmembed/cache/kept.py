@@ -5,7 +5,6 @@ determines it and trusted by its digest; all of them may be deleted at any time.
 """
 
 import json
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ from typing import Any
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
+from llmembed.storage import Store, list_names
 
 FOLDER = "kept"
 # Those of the last few data parts, layers and fusions: 35 MB each for 120,000 rows.
@@ -40,7 +39,7 @@ def identify(what: Mapping[str, Any]) -> str:
     return sha256(json.dumps({**what, "format": FORMAT}, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def recall(store: LocalStore, identity: str) -> Kept | None:
+def recall(store: Store, identity: str) -> Kept | None:
     """Return the arrays of that name that an earlier run kept, None if there are none; delete a damaged file of them.
 
     What killed runs left half written is deleted too. Another run may delete the file meanwhile, and a cache may be
@@ -48,7 +47,7 @@ def recall(store: LocalStore, identity: str) -> Kept | None:
     """
     with suppress(CacheError):
         store.sweep(FOLDER)
-        for name in store.names(FOLDER):
+        for name in list_names(store, FOLDER):
             if name.startswith(f"{FOLDER}/{identity}-"):
                 with suppress(FileNotFoundError, CacheError):
                     content = store.read(name)
@@ -58,7 +57,7 @@ def recall(store: LocalStore, identity: str) -> Kept | None:
     return None
 
 
-def write(store: LocalStore, identity: str, made: Kept) -> None:
+def write(store: Store, identity: str, made: Kept) -> None:
     """Keep arrays for later runs, which trust them: whatever they were made from must be verified by now.
 
     A cache that can only be read is trained from all the same.
@@ -78,7 +77,7 @@ def _decode(content: bytes) -> Kept:
     return Kept(load(content), json.loads(header["__metadata__"]["notes"]), recalled=True)
 
 
-def _delete_oldest(store: LocalStore) -> None:
-    now = time.time()
-    for name in sorted(store.names(FOLDER), key=lambda name: store.age(name, now))[MOST_FILES:]:
+def _delete_oldest(store: Store) -> None:
+    found = [(stat.modified, name) for name in list_names(store, FOLDER) if (stat := store.stat(name)) is not None]
+    for _, name in sorted(found, reverse=True)[MOST_FILES:]:
         store.delete(name)
