@@ -17,7 +17,7 @@ import numpy as np
 
 from llmembed.backbones import resolve_layers
 from llmembed.cache import Cache, Located
-from llmembed.cache.kept import Kept
+from llmembed.cache.derived import Derived
 from llmembed.cores import in_threads
 from llmembed.dataset import Dataset
 from llmembed.errors import UsageError
@@ -127,7 +127,7 @@ def find_rows(sources: Sequence[Source], texts: Sequence[str], words: Sequence[s
 def verified(sources: Sequence[Source], rows: Rows) -> Iterator[None]:
     """Check the shards that hold the rows while the body works on them: to hash 4.9 GB takes seconds.
 
-    What the body computed to be kept is written only then: from damaged shards it would outlive their repair.
+    What the body memoized is written only then: from damaged shards it would outlive their repair.
 
     Raises:
         CacheError: when the body has ended, even by another error: a shard is missing or damaged.
@@ -142,10 +142,10 @@ def verified(sources: Sequence[Source], rows: Rows) -> Iterator[None]:
                 _verify_again(sources, rows)
             except BaseException:
                 for source in sources:
-                    source.cache.forget_kept()
+                    source.cache.derived.forget()
                 raise
             for source in sources:
-                source.cache.write_kept()
+                source.cache.derived.write()
 
 
 def _verify(sources: Sequence[Source], rows: Rows) -> None:
@@ -163,17 +163,18 @@ def read_embeddings(sources: Sequence[Source], rows: Rows) -> list[np.ndarray]:
     return [source.cache.read(located, source.layers) for source, located in zip(sources, rows.located, strict=True)]
 
 
-def keep_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
-    """Do what `fit_scalers` does, once: in a body of `verified` the statistics are kept beside each cache."""
+def memoize_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
+    """Do what `fit_scalers` does, once: in a body of `verified` they are memoized beside each cache."""
     scalers = []
     for source, located in zip(sources, rows.located, strict=True):
 
-        def make(source: Source = source, located: Located = located) -> Kept:
+        def make(source: Source = source, located: Located = located) -> Derived:
             (scaler,) = fit_scalers([source], Rows((located,)))
-            return Kept({"mean": scaler.mean, "scale": scaler.scale})
+            return Derived({"mean": scaler.mean, "scale": scaler.scale})
 
-        kept = source.cache.keep({"scaler": source.cache.identify(located, source.layers)}, make)
-        scalers.append(Scaler(kept.arrays["mean"], kept.arrays["scale"]))
+        what = {"scaler": source.cache.identify(located, source.layers)}
+        derived = source.cache.derived.memoize(what, make)
+        scalers.append(Scaler(derived.arrays["mean"], derived.arrays["scale"]))
     return tuple(scalers)
 
 
@@ -222,9 +223,9 @@ class Features:
         """Give the chosen rows, still on disk."""
         return Features(self._sources, self._rows.take(chosen), self._scalers, self._fusion)
 
-    def keep(self, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
-        """Give arrays that were computed from this matrix before, or make them; `verified` keeps them."""
-        return self._sources[0].cache.keep({**what, "features": self._identity()}, make)
+    def memoize(self, what: Mapping[str, Any], make: Callable[[], Derived]) -> Derived:
+        """Return arrays that were computed from this matrix before, or make them; `verified` writes them."""
+        return self._sources[0].cache.derived.memoize({**what, "features": self._identity()}, make)
 
     def _identity(self) -> dict[str, Any]:
         scales = sha256(b"".join(each.mean.tobytes() + each.scale.tobytes() for each in self._scalers))

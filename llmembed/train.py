@@ -22,7 +22,7 @@ from llmembed.cores import count_threads
 from llmembed.dataset import SPLITS, Dataset
 from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
-from llmembed.features import Features, Rows, Source, find_rows, keep_scalers, locate_rows, open_sources, verified
+from llmembed.features import Features, Rows, Source, find_rows, locate_rows, memoize_scalers, open_sources, verified
 from llmembed.folds import find_repeats
 from llmembed.fusion import LEARNED, Fusion
 from llmembed.heads import Head, make_head
@@ -154,7 +154,7 @@ def train_on(
     fit, validation, test = (whole.take(dataset.table["split"].to_numpy() == split) for split in SPLITS)
     _refuse_unknown(validation.y, names, dataset)
     with verified(sources, whole.rows):
-        scalers = keep_scalers(sources, fit.rows)
+        scalers = memoize_scalers(sources, fit.rows)
         features, fit = read_features(sources, fit, scalers, fusion)
         held_out = None
         if len(validation.y):

@@ -11,7 +11,7 @@ from toy_cache import ENGINE, TOY, assert_same_bits, fill, made_up, read, write_
 
 from llmembed.cache import Cache
 from llmembed.cache.content import Ranges
-from llmembed.cache.kept import Kept
+from llmembed.cache.derived import Derived
 from llmembed.cache.shard import ShardView, encode_shard
 from llmembed.classifier import Classifier
 from llmembed.errors import CacheError, UsageError
@@ -182,6 +182,20 @@ def test_what_cannot_be_mapped_and_changes_after_it_was_opened_is_hashed_again(m
         cache.verify_again(range(3))
 
 
+@pytest.mark.parametrize(("left", "fault"), [(None, "is missing"), (200, "is shorter than it was")])
+def test_what_cannot_be_mapped_and_goes_while_it_is_read_is_named(left, fault, memory):
+    cache, rows = fill(memory)
+    store, located = open_store(cache.url), cache.locate(rows.keys)
+    for commit in cache.commits:
+        content = store.read(commit.path, 0, left)
+        store.delete(commit.path)
+        if left is not None:
+            store.put(commit.path, content)
+    for look in (cache.tokens, lambda located: cache.read(located, (4,))):
+        with pytest.raises(CacheError, match=rf"1 of 3 shards .* damaged .*{fault}.*Run `llmembed extract films"):
+            look(located)
+
+
 def test_a_spec_that_is_lost_is_written_again(root, stored):
     cache, rows, store = stored
     before = store.read("spec.json")
@@ -223,10 +237,10 @@ def test_of_sixteen_writers_of_the_same_rows_exactly_one_wins(root):
 
 def test_derived_arrays_are_made_once(stored):
     cache, _, _ = stored
-    assert not cache.keep({"a": 1}, lambda: Kept({"ones": np.ones(3)})).recalled
-    cache.write_kept()
-    again = Cache.open(cache.url).keep({"a": 1}, lambda: pytest.fail("it was made before"))
-    assert again.recalled and again.arrays["ones"].tolist() == [1, 1, 1]
+    assert not cache.derived.memoize({"a": 1}, lambda: Derived({"ones": np.ones(3)})).memoized
+    cache.derived.write()
+    again = Cache.open(cache.url).derived.memoize({"a": 1}, lambda: pytest.fail("it was made before"))
+    assert again.memoized and again.arrays["ones"].tolist() == [1, 1, 1]
 
 
 def test_whatever_byte_changes_ranges_are_refused_as_mapped_bytes_are(memory):

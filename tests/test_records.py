@@ -15,7 +15,7 @@ from toy_cache import (
 )
 
 from llmembed.cache import ORPHAN_SECONDS, Cache
-from llmembed.cache.kept import Kept
+from llmembed.cache.derived import Derived
 from llmembed.cache.shard import FORMAT
 from llmembed.errors import CacheError
 from llmembed.storage import Entry
@@ -137,8 +137,8 @@ def test_a_spec_that_is_lost_beside_whole_shards_comes_back(content, filled):
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.write_text("notes")])
 def test_foreign_files_and_folders_in_a_cache_are_left_alone(make, filled):
     cache, rows = filled
-    cache.keep({"a": 1}, lambda: Kept({"ones": np.ones(3)}))
-    cache.write_kept()
+    cache.derived.memoize({"a": 1}, lambda: Derived({"ones": np.ones(3)}))
+    cache.derived.write()
     cache.record_extraction({"dataset": ["films"]})
     foreign = [Path(cache.url) / folder / "zz foreign" for folder in (".", "commits", "shards", "kept", "extractions")]
     for path in foreign:
@@ -146,7 +146,7 @@ def test_foreign_files_and_folders_in_a_cache_are_left_alone(make, filled):
         os.utime(path, (0, 0))
     opened = Cache.latest(Path(cache.url).parent.parent)
     assert opened.last_extraction() == {"dataset": ["films"]} and opened.prepare() == 0
-    assert opened.keep({"a": 1}, lambda: pytest.fail("it is kept")).recalled
+    assert opened.derived.memoize({"a": 1}, lambda: pytest.fail("it is kept")).memoized
     assert_same_bits(read(opened, rows.keys, TOY.layers), rows.embeddings)
     assert all(path.exists() for path in foreign)
 

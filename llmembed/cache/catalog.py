@@ -1,17 +1,21 @@
-"""The caches under a root folder: which there are, and which of them was extracted last.
+"""The caches under a root: which there are, and which of them was extracted last.
 
-In: a root, and names. Out: stores, chosen by the names of folders and records alone, so that a damaged cache is no
-hindrance to finding another one. Opens no cache.
+In: a root, and names. Out: the store of a cache, chosen by the names of folders and records, so that a damaged cache is
+no hindrance to finding another one. Knows no rows.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llmembed.backbones import BackboneSpec
 from llmembed.backbones.weights import KNOWN
 from llmembed.cache import commits, records
+from llmembed.cache.opening import open_last_extraction, open_spec
 from llmembed.cache.place import place_of
+from llmembed.cache.remedy import extract_command, recorded
+from llmembed.errors import CacheError
 from llmembed.storage import Store, list_names, size_of
 
 FOLDER = re.compile(r".+-[0-9a-f]{8}")
@@ -37,8 +41,46 @@ def list_caches(root: Store, dataset: str | None = None) -> list[Found]:
     return sorted(found, key=lambda each: each.newest, reverse=True)
 
 
-def may_be_by(store: Store, backbone: str) -> bool:
-    """Tell whether a cache can be by a backbone, which is a short name, a hub id, a path or the name of the folder."""
+def find_latest(
+    root: Store, dataset: str | None = None, backbone: str | None = None, words: Sequence[str] = ()
+) -> tuple[Store, BackboneSpec]:
+    """Find the cache that was extracted last, and read its spec; see `Cache.latest`.
+
+    Raises:
+        CacheError: there is none, or it is damaged, with the command that mends it.
+    """
+    damaged: tuple[str, CacheError] | None = None
+    for store, newest in list_caches(root, dataset):
+        try:
+            spec = open_spec(store, words)
+            if backbone is not None and not _is_by(store, spec, backbone):
+                continue
+            open_last_extraction(store, spec, words)
+        except CacheError as error:
+            if damaged is None and (backbone is None or _may_be_by(store, backbone)):
+                damaged = newest, error
+            continue
+        if damaged is None or damaged[0] == newest:
+            return store, spec
+        name = place_of(store).backbone
+        hint = f" Or name a whole one, with --backbone {name}." if dataset and backbone is None else ""
+        raise CacheError(f"{damaged[1]}{hint}")
+    if damaged is not None:
+        raise damaged[1]
+    what = f"embeddings of {dataset}" if dataset else "embeddings"
+    by = f" by {backbone}" if backbone else ""
+    option = ["--backbone", backbone] if backbone else []
+    command = extract_command(root.url, words or [dataset or "DATASET"], option)
+    raise CacheError(f"There are no {what}{by} in {root.url}. Run {command} first.")
+
+
+def _is_by(store: Store, spec: BackboneSpec, backbone: str) -> bool:
+    place, found_as = place_of(store), recorded(store).get("backbone")
+    return backbone in (place.backbone, place.name, spec.model, found_as) or str(Path(backbone).resolve()) == found_as
+
+
+def _may_be_by(store: Store, backbone: str) -> bool:
+    """Tell by its name whether a damaged cache can be by a backbone: a short name, a hub id, a path or that name."""
     place = place_of(store)
     short = place.backbone
     names = {backbone, backbone.rstrip("/").rpartition("/")[2].partition("@")[0], Path(backbone).resolve().name}

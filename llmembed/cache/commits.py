@@ -13,7 +13,7 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmembed.backbones import BackboneSpec
-from llmembed.cache.content import digest_content, open_content
+from llmembed.cache.content import DamageError, digest_content, open_content
 from llmembed.cache.shard import ShardView
 from llmembed.storage import Store, in_the_way, list_names
 
@@ -43,10 +43,6 @@ class Record:
     content: bytes
     commit: Commit | None = None
     fault: str = ""
-
-
-class DamageError(ValueError):
-    """A shard is not what its commit or the spec says."""
 
 
 class Shard:
@@ -91,10 +87,8 @@ class Shard:
             self.__dict__.pop("_digest", None)
         try:
             return "" if self._digest == self.commit.sha256 else "has another SHA-256 than its commit says"
-        except FileNotFoundError:
-            return "is missing"
-        except ValueError as error:
-            return str(error)
+        except DamageError as damage:
+            return str(damage)
 
     def changed(self) -> bool:
         """Tell whether somebody has written to the file since it was opened."""

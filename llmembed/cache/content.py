@@ -12,6 +12,10 @@ from llmembed.storage import Mappable, Store
 BLOCK_BYTES = 1 << 24
 
 
+class DamageError(ValueError):
+    """A shard is not what its commit or the spec says."""
+
+
 class Content(Protocol):
     """Bytes of which ranges can be taken: a memoryview, whose ranges are no copies, or `Ranges`."""
 
@@ -35,9 +39,12 @@ class Ranges:
 
     def __getitem__(self, wanted: slice, /) -> bytes:
         start, stop, _ = wanted.indices(self._size)
-        content = self._store.read(self._name, start, stop) if start < stop else b""
+        try:
+            content = self._store.read(self._name, start, stop) if start < stop else b""
+        except FileNotFoundError as error:
+            raise DamageError("is missing") from error
         if len(content) != max(0, stop - start):
-            raise ValueError("is shorter than it was when it was opened")
+            raise DamageError("is shorter than it was when it was opened")
         return content
 
 

@@ -1,12 +1,15 @@
-"""Whose embeddings a cache holds: its `spec.json` held against its name, its shards, and what is wanted of it.
+"""What a cache holds, or an error that names what is damaged and the command that mends it.
 
-In: the store of a cache. Out: its spec, or an error with the command that mends it. Knows no rows.
+In: the store of a cache. Out: its spec, held against its name, its shards and what is wanted of it; commits; the last
+extraction. Knows no rows.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import records
+from llmembed.cache.commits import FOLDER, Commit, read_records, shard_id
 from llmembed.cache.content import open_content
 from llmembed.cache.layout import read_description
 from llmembed.cache.place import place_of
@@ -53,6 +56,55 @@ def is_claimed(store: Store, spec: BackboneSpec) -> bool:
     if found != spec and (found.fingerprint == spec.fingerprint or _holds(store, found.fingerprint)):
         raise CacheError(f"{store.url} holds the embeddings of another backbone: {found}. Use another --cache folder.")
     return found == spec
+
+
+def open_last_extraction(store: Store, spec: BackboneSpec, words: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the report of the last finished extraction, empty if none finished; `words` as for `open_spec`.
+
+    Raises:
+        CacheError: it is damaged, with the command that writes another one.
+    """
+    name = max(records.list_extractions(store), default="")
+    try:
+        return records.read_extraction(store, name) if name else {}
+    except (FileNotFoundError, ValueError) as error:
+        command = mend_command(store, spec, otherwise=words)
+        raise CacheError(f"{store.url}/{name} is damaged ({error}). Run {command} to write another one.") from error
+
+
+def open_commits(store: Store, spec: BackboneSpec, words: Sequence[str] = ()) -> list[Commit]:
+    """Return the commits, in the order of their names; `words` as for `open_spec`.
+
+    Raises:
+        CacheError: a record that is not one, with the command that makes its texts again.
+    """
+    found = read_records(store)
+    for record in found:
+        if record.commit is None:
+            command = mend_command(store, spec, otherwise=words)
+            raise CacheError(
+                f"{store.url}/{record.name} is damaged ({record.fault}). Run {command} to make its texts again."
+            )
+    return [record.commit for record in found if record.commit is not None]
+
+
+def refuse_damaged(
+    store: Store, spec: BackboneSpec, words: Sequence[str], total: int, paths: Sequence[str], faults: Sequence[str]
+) -> None:
+    """Refuse shards, given by their paths, of which something is wrong; `total` counts the shards of the cache.
+
+    Raises:
+        CacheError: there are some, with the command that makes them again.
+    """
+    damaged = [(path, fault) for path, fault in zip(paths, faults, strict=True) if fault]
+    if damaged:
+        # Either of the two files may be the damaged one.
+        path, fault = damaged[0]
+        raise CacheError(
+            f"{len(damaged)} of {total} shards in {store.url} are damaged "
+            f"({path.rpartition('/')[2]} {fault}; see {FOLDER}/{shard_id(path)}.json). "
+            f"Run {mend_command(store, spec, otherwise=words)} to make them again."
+        )
 
 
 def _holds(store: Store, fingerprint: str) -> bool:

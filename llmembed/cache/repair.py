@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from llmembed.backbones import BackboneSpec
-from llmembed.cache import commits, kept, records
+from llmembed.cache import commits, derived, records
 from llmembed.cache.commits import SHARD, Record, find_faults, open_shards, read_records, refuse_foreign
 from llmembed.errors import CacheError
 from llmembed.storage import ORPHAN_SECONDS, Store, list_names
@@ -71,7 +71,7 @@ def delete_damaged_extractions(store: Store) -> None:
 
 def delete_leftovers(store: Store) -> None:
     """Delete hidden files of dead writers, and shards that nobody has committed within an hour."""
-    for folder in ("", "shards", commits.FOLDER, records.FOLDER, kept.FOLDER):
+    for folder in ("", "shards", commits.FOLDER, records.FOLDER, derived.FOLDER):
         store.sweep(folder)
     committed = {record.commit.path for record in read_records(store) if record.commit is not None}
     for name in list_names(store, "shards"):

@@ -124,7 +124,7 @@ class ShardView:
         """Return rows of one layer, [rows, dim]; of what is not mapped, the bytes from the first to the last are read.
 
         Raises:
-            FileNotFoundError, ValueError: what is not mapped is gone, or shorter than it was.
+            DamageError: what is not mapped is gone, or shorter than it was.
         """
         if isinstance(self.content, memoryview):
             first, values = 0, self.layer(layer)

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llmembed.cache.kept import Kept
+from llmembed.cache.derived import Derived
 from llmembed.errors import ClassifierError, InputError, UsageError
 from llmembed.saved import Arrays, SavedFiles, checked_arguments, checked_labels
 
@@ -63,7 +63,7 @@ class Matrix(Protocol):
         """Give some rows as a matrix, without reading them."""
         ...
 
-    def keep(self, what: Mapping[str, Any], make: Callable[[], Kept]) -> Kept:
+    def memoize(self, what: Mapping[str, Any], make: Callable[[], Derived]) -> Derived:
         """Give arrays that `what` and this matrix determine: those of an earlier run, or made now."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.cache.kept import Kept
+from llmembed.cache.derived import Derived
 from llmembed.heads import Codes, Features, Matrix
 from llmembed.heads.discriminant import fit_discriminant
 from llmembed.heads.sweep import map_rows
@@ -38,14 +38,14 @@ def fit_projection(
 
     Rows of one of the `groups` [rows] are left out together.
 
-    Of rows on disk it is kept, so that other trees or penalties begin at once.
+    Of rows on disk it is memoized, so that other trees or penalties begin at once.
 
     Returns:
         the projection; X projected, with the logits out of fold: in-fold ones would look far better than those of
         unseen rows, and what is fitted to them would trust them; and what the discriminant chose by itself.
     """
 
-    def make() -> Kept:
+    def make() -> Derived:
         fitted = fit_discriminant(X, codes, prior, groups=groups, seed=seed)
         axes = fitted.axes.vectors[:, :components]
         arrays = {
@@ -53,13 +53,13 @@ def fit_projection(
             "offset": np.append(fitted.bias, np.zeros(axes.shape[1], np.float32)),
             "projected": np.hstack([fitted.logits, map_rows(X, lambda block: block @ axes, axes.shape[1])]),
         }
-        return Kept(arrays, fitted.notes)
+        return Derived(arrays, fitted.notes)
 
     what = {
         "projection": {"components": components, "prior": prior.tolist(), "seed": seed},
         "codes": sha256(codes.astype("<i8").tobytes()).hexdigest(),
         "groups": sha256(groups.astype("<i8").tobytes()).hexdigest(),
     }
-    kept = make() if isinstance(X, np.ndarray) else X.keep(what, make)
-    notes = {**kept.notes, "projection_kept": kept.recalled}
-    return Projection(kept.arrays["weight"], kept.arrays["offset"]), kept.arrays["projected"], notes
+    derived = make() if isinstance(X, np.ndarray) else X.memoize(what, make)
+    notes = {**derived.notes, "projection_kept": derived.memoized}
+    return Projection(derived.arrays["weight"], derived.arrays["offset"]), derived.arrays["projected"], notes

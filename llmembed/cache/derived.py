@@ -1,11 +1,11 @@
-"""Kept arrays: what was computed from the rows of a cache, beside them, so that the next run begins where it is needed.
+"""Derived arrays: what was computed from the rows of a cache, beside them, so that it is computed once.
 
-In: what determines the arrays, and the arrays once they are made. Out: the arrays. A kept file is found by what
-determines it and trusted by its digest; all of them may be deleted at any time.
+In: what determines the arrays, and the arrays once they are made. Out: the arrays. A file of them is found by what
+determines it and trusted by its digest; all of them may be deleted at any time. Knows no shard.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -26,12 +26,38 @@ FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Arrays by name, plain values beside them, and whether they were made by an earlier run."""
+class Derived:
+    """Arrays by name, plain values beside them, and whether an earlier run made them."""
 
     arrays: dict[str, NDArray[Any]]
     notes: dict[str, Any] = field(default_factory=dict)
-    recalled: bool = False
+    memoized: bool = False
+
+
+class DerivedArrays:
+    """The derived arrays of one cache: those of earlier runs, and those of this one until they may be written."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._unwritten: dict[str, Derived] = {}
+
+    def memoize(self, what: Mapping[str, Any], make: Callable[[], Derived]) -> Derived:
+        """Return the arrays that `what`, JSON values, determines: of an earlier run, or made now for `write`."""
+        identity = identify(what)
+        found = self._unwritten.get(identity) or find(self._store, identity)
+        if found is None:
+            found = self._unwritten[identity] = make()
+        return found
+
+    def write(self) -> None:
+        """Write for later runs what was made in this one, once the rows that it was made from are verified."""
+        for identity, made in self._unwritten.items():
+            write(self._store, identity, made)
+        self._unwritten.clear()
+
+    def forget(self) -> None:
+        """Write nothing of what was made, because the rows that it was made from are damaged."""
+        self._unwritten.clear()
 
 
 def identify(what: Mapping[str, Any]) -> str:
@@ -39,8 +65,8 @@ def identify(what: Mapping[str, Any]) -> str:
     return sha256(json.dumps({**what, "format": FORMAT}, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def recall(store: Store, identity: str) -> Kept | None:
-    """Return the arrays of that name that an earlier run kept, None if there are none; delete a damaged file of them.
+def find(store: Store, identity: str) -> Derived | None:
+    """Return the arrays of that name that an earlier run wrote, None if there are none; delete a damaged file of them.
 
     What killed runs left half written is deleted too. Another run may delete the file meanwhile, and a cache may be
     readable only: neither is an error.
@@ -57,8 +83,8 @@ def recall(store: Store, identity: str) -> Kept | None:
     return None
 
 
-def write(store: Store, identity: str, made: Kept) -> None:
-    """Keep arrays for later runs, which trust them: whatever they were made from must be verified by now.
+def write(store: Store, identity: str, made: Derived) -> None:
+    """Write arrays for later runs, which trust them: whatever they were made from must be verified by now.
 
     A cache that can only be read is trained from all the same.
     """
@@ -72,9 +98,9 @@ def _name(identity: str, content: bytes) -> str:
     return f"{FOLDER}/{identity}-{sha256(content).hexdigest()[:16]}.safetensors"
 
 
-def _decode(content: bytes) -> Kept:
+def _decode(content: bytes) -> Derived:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return Kept(load(content), json.loads(header["__metadata__"]["notes"]), recalled=True)
+    return Derived(load(content), json.loads(header["__metadata__"]["notes"]), memoized=True)
 
 
 def _delete_oldest(store: Store) -> None:
