@@ -44,12 +44,12 @@ def write_arrays(folder: Path, arrays: list[np.ndarray]) -> None:
             os.fsync(file.fileno())
 
 
-def open_cache(folder: Path) -> list[np.ndarray]:
-    return Cache.open(folder).layer_views(LAYERS[-1])
+def open_cache(url: str) -> list[np.ndarray]:
+    return Cache.open(url).layer_views(LAYERS[-1])
 
 
-def read_cache(folder: Path, matrix: np.ndarray) -> None:
-    np.concatenate(open_cache(folder), out=matrix)
+def read_cache(url: str, matrix: np.ndarray) -> None:
+    np.concatenate(open_cache(url), out=matrix)
 
 
 def read_arrays(folder: Path, matrix: np.ndarray, shards: int) -> None:
@@ -71,12 +71,12 @@ def one_round(root: Path, spec: BackboneSpec, shards: int, number: int) -> tuple
     write_arrays(root / "layer", [last] * shards)
     matrix = np.zeros((shards * SHARD_ROWS, spec.dim), np.float16)
     # Both lie in the page cache before they are timed.
-    read_cache(cache.folder, matrix)
+    read_cache(cache.url, matrix)
     read_arrays(root / "layer", matrix, shards)
-    times["open"] = seconds(open_cache, cache.folder)
-    times["read"] = seconds(read_cache, cache.folder, matrix)
+    times["open"] = seconds(open_cache, cache.url)
+    times["read"] = seconds(read_cache, cache.url, matrix)
     times["npy read"] = seconds(read_arrays, root / "layer", matrix, shards)
-    times["verify"] = seconds(Cache.open(cache.folder).verify)
+    times["verify"] = seconds(Cache.open(cache.url).verify)
     return times, cache.size / (shards * block.nbytes)
 
 

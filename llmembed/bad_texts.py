@@ -78,6 +78,6 @@ def _refusal(bad: Mapping[bytes, BadText], texts: Mapping[bytes, str], cache: Ca
     way = remedy(bad.values(), computed_in)
     return BackboneError(
         f"{len(bad):,} {'text has no embedding' if len(bad) == 1 else 'texts have no embeddings'}; all others are in "
-        f"{cache.folder}. For these, {way + ', or ' if way else ''}go on without them with --on-bad-value skip: "
+        f"{cache.url}. For these, {way + ', or ' if way else ''}go on without them with --on-bad-value skip: "
         f"{'; '.join(_listed(bad, texts))}"
     )

@@ -140,7 +140,7 @@ def extract(
             )
     except KeyboardInterrupt:
         print_note(
-            f"stopped; {len(plan.cache.commits)} shards in {plan.cache.folder} are kept. Run the same command to go on."
+            f"stopped; {len(plan.cache.commits)} shards in {plan.cache.url} are kept. Run the same command to go on."
         )
         raise typer.Exit(130) from None
     print_json(asdict(report)) if as_json else show_extraction(report, loaded)

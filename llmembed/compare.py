@@ -21,7 +21,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from llmembed.cache import Cache
-from llmembed.cache.store import LocalStore
 from llmembed.choices import Fusion
 from llmembed.dataset import Dataset
 from llmembed.errors import DatasetError
@@ -36,6 +35,7 @@ from llmembed.labels import index_labels, index_options
 from llmembed.left_out import without_quarantined
 from llmembed.parallel import count_cores, single_threaded_children
 from llmembed.parent import exit_with_parent, starting_processes
+from llmembed.storage import Location, Store, open_store
 from llmembed.train import (
     VERSIONS,
     Part,
@@ -179,8 +179,8 @@ def configurations(
 def compare(
     dataset: Dataset,
     *,
-    root: Path,
-    results: Path = Path("comparisons"),
+    root: Location,
+    results: Location = "comparisons",
     out: Path | None = None,
     backbones: Sequence[str] = (),
     layers: Sequence[int] | None = None,
@@ -215,7 +215,8 @@ def compare(
         Trial(configuration=configuration, seed=seed, fold=fold, folds=folds)
         for configuration, seed, fold in product(compared, seeds, range(folds))
     ]
-    kept = _Results(results / f"{dataset.name}-{'+'.join(source.name for source in sources)}", dataset)
+    compared_as = f"{dataset.name}-{'+'.join(source.name for source in sources)}"
+    kept = _Results(open_store(results).child(compared_as), dataset)
     found = {kept.name(trial): kept.read(trial) for trial in trials}
     new = [trial for trial in trials if found[kept.name(trial)] is None]
     for done, result in enumerate(_run_all(new, sources, part, fold_of, labels), start=1):
@@ -249,11 +250,11 @@ def compare(
 
 
 class _Results:
-    """Results on disk, one file each, named by all that determines them."""
+    """Results that are kept, an object each, named by all that determines them."""
 
-    def __init__(self, folder: Path, dataset: Dataset) -> None:
-        self._store = LocalStore(folder)
-        self._store.sweep(".")
+    def __init__(self, store: Store, dataset: Dataset) -> None:
+        self._store = store
+        self._store.sweep("")
         versions = {name: version(name) for name in VERSIONS}
         self._context = {"format": FORMAT, "dataset": dataset_digest(dataset), "versions": versions}
 
@@ -270,7 +271,7 @@ class _Results:
     def write(self, result: Result) -> None:
         # Another comparison may write the same result; either one is whole.
         name = self.name(result.trial)
-        self._store.replace(name, seal({"name": name, "result": result.model_dump(mode="json")}))
+        self._store.put(name, seal({"name": name, "result": result.model_dump(mode="json")}))
 
     def name(self, trial: Trial) -> str:
         """Name the file of a trial."""
@@ -292,7 +293,7 @@ def _run_all(
 ) -> Iterable[Result]:
     if not trials:
         return
-    opened = [(source.cache.folder, source.layers) for source in sources], part, fold_of, labels
+    opened = [(source.cache.url, source.layers) for source in sources], part, fold_of, labels
     with (
         single_threaded_children(),
         ProcessPoolExecutor(
@@ -318,10 +319,10 @@ def _width(trial: Trial) -> int:
 _opened: dict[str, Any] = {}
 
 
-def _open(places: Sequence[tuple[Path, tuple[int, ...]]], part: Part, fold_of: FoldOf, labels: Sequence[str]) -> None:
+def _open(places: Sequence[tuple[str, tuple[int, ...]]], part: Part, fold_of: FoldOf, labels: Sequence[str]) -> None:
     # The processes of a pool wait for work for ever when the one that made them is killed.
     exit_with_parent()
-    sources = [Source(Cache.open(folder), layers) for folder, layers in places]
+    sources = [Source(Cache.open(url), layers) for url, layers in places]
     _opened.update(sources=sources, part=part, fold_of=fold_of, labels=labels)
 
 

@@ -53,7 +53,7 @@ def embed_on_gpus(
         EngineError: every group of GPUs was given up.
     """
     schedule = Schedule(blocks, [Slot(gpus) for gpus in groups], on_batch, on_shard, on_bad)
-    setup = WorkerSetup(spec, files, cache.folder, loading, load)
+    setup = WorkerSetup(spec, files, cache.url, loading, load)
     _Dealer(schedule, setup, silent_seconds, on_ready, on_worker_lost).run()
 
 

@@ -51,7 +51,7 @@ def estimate(plan: Plan, resources: Resources = CHOOSE) -> Estimate:
         truncated=truncated,
         bytes=len(missing) * row_bytes(plan.spec),
         expected_seconds=round(seconds / processes, 1),
-        cache=str(plan.cache.folder),
+        cache=plan.cache.url,
     )
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from llmembed.gpu import Meter, visible_gpus
 from llmembed.identity import text_key
 from llmembed.progress import Progress, Tally
 from llmembed.resources import CHOOSE, Resources
+from llmembed.storage import Location
 
 # One shard: what a kill can cost (16 s with MiniLM on a laptop) against the number of files (250 for a million texts).
 SHARD_ROWS = 4096
@@ -103,7 +103,7 @@ class Plan:
 def plan_extraction(
     dataset: Dataset,
     *,
-    root: Path,
+    root: Location,
     backbone: str | None = None,
     layers: Sequence[int] | None = None,
     pooling: Pooling | None = None,
@@ -190,7 +190,7 @@ def extract(
         engine=tally.engine,
         bytes=plan.cache.size,
         repaired=repaired,
-        cache=str(plan.cache.folder),
+        cache=plan.cache.url,
         dataset=plan.dataset.words,
         options=plan.options + (["--on-bad-value", on_bad_value] if on_bad_value != "error" else []),
         reading=plan.dataset.reading,

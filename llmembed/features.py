@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from llmembed.identity import text_key
 from llmembed.matrix import Derived
 from llmembed.parallel import in_threads
 from llmembed.scaling import Moments, Scaler, fit_scaler, moments
+from llmembed.storage import Location
 
 # Values that are read, scaled and fused at a time: few enough to stay in the processor's cache.
 VALUES_AT_ONCE = 2**19
@@ -43,7 +43,7 @@ class Source:
     @property
     def name(self) -> str:
         """Give backbone and fingerprint, as in the cache's name."""
-        return self.cache.folder.name
+        return self.cache.name
 
     def fused(self, fusion: Fusion) -> "Source":
         """Give only the layers that a fusion reads."""
@@ -51,7 +51,7 @@ class Source:
 
 
 def open_sources(
-    root: Path, dataset: Dataset, backbones: Sequence[str] = (), layers: Sequence[int] | None = None
+    root: Location, dataset: Dataset, backbones: Sequence[str] = (), layers: Sequence[int] | None = None
 ) -> tuple[Source, ...]:
     """Open the caches of a data set by the backbones named, or the one extracted last.
 
@@ -64,8 +64,8 @@ def open_sources(
     named: Sequence[str | None] = backbones or [None]
     caches = [Cache.latest(root, dataset.name, backbone, dataset.words) for backbone in named]
     for number, cache in enumerate(caches):
-        if any(cache.folder == earlier.folder for earlier in caches[:number]):
-            raise UsageError(f"--backbone {backbones[number]} is named twice: both are {cache.folder}.")
+        if any(cache.url == earlier.url for earlier in caches[:number]):
+            raise UsageError(f"--backbone {backbones[number]} is named twice: both are {cache.url}.")
     return tuple(Source(cache, _stored_layers(cache, layers, dataset.words)) for cache in caches)
 
 
@@ -75,7 +75,7 @@ def _stored_layers(cache: Cache, layers: Sequence[int] | None, words: Sequence[s
     if not set(wanted) <= set(held):
         option = f"--layers {','.join(map(str, wanted))}"
         raise UsageError(
-            f"{option}: {cache.folder} holds the layers {','.join(map(str, held))}. Choose among them or run "
+            f"{option}: {cache.url} holds the layers {','.join(map(str, held))}. Choose among them or run "
             f"`{shlex.join(['llmembed', 'extract', *words])} --backbone {cache.backbone} {option}` first."
         )
     return wanted
@@ -128,7 +128,7 @@ def find_rows(sources: Sequence[Source], texts: Sequence[str], words: Sequence[s
 def verified(sources: Sequence[Source], rows: Rows) -> Iterator[None]:
     """Check the shards that hold the rows while the body works on them: to hash 4.9 GB takes seconds.
 
-    What the body computed to be kept is written only then: from damaged shards it would outlive their repair.
+    What the body memoized is written only then: from damaged shards it would outlive their repair.
 
     Raises:
         CacheError: when the body has ended, even by another error: a shard is missing or damaged.
@@ -143,10 +143,10 @@ def verified(sources: Sequence[Source], rows: Rows) -> Iterator[None]:
                 _verify_again(sources, rows)
             except BaseException:
                 for source in sources:
-                    source.cache.forget_kept()
+                    source.cache.derived.forget()
                 raise
             for source in sources:
-                source.cache.write_kept()
+                source.cache.derived.write()
 
 
 def _verify(sources: Sequence[Source], rows: Rows) -> None:
@@ -164,8 +164,8 @@ def read_embeddings(sources: Sequence[Source], rows: Rows) -> list[np.ndarray]:
     return [source.cache.read(located, source.layers) for source, located in zip(sources, rows.located, strict=True)]
 
 
-def keep_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
-    """Do what `fit_scalers` does, once: in a body of `verified` the statistics are kept beside each cache."""
+def memoize_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
+    """Do what `fit_scalers` does, once: in a body of `verified` they are memoized beside each cache."""
     scalers = []
     for source, located in zip(sources, rows.located, strict=True):
 
@@ -173,8 +173,9 @@ def keep_scalers(sources: Sequence[Source], rows: Rows) -> tuple[Scaler, ...]:
             (scaler,) = fit_scalers([source], Rows((located,)))
             return Derived({"mean": scaler.mean, "scale": scaler.scale})
 
-        kept = source.cache.keep({"scaler": source.cache.identify(located, source.layers)}, make)
-        scalers.append(Scaler(kept.arrays["mean"], kept.arrays["scale"]))
+        what = {"scaler": source.cache.identify(located, source.layers)}
+        derived = source.cache.derived.memoize(what, make)
+        scalers.append(Scaler(derived.arrays["mean"], derived.arrays["scale"]))
     return tuple(scalers)
 
 
@@ -224,8 +225,8 @@ class Features:
         return Features(self._sources, self._rows.take(chosen), self._scalers, self._fusion)
 
     def memoize(self, what: Mapping[str, Any], make: Callable[[], Derived]) -> Derived:
-        """Return what was computed from this matrix before, or make it; `verified` writes it."""
-        return self._sources[0].cache.keep({**what, "features": self._identity()}, make)
+        """Return arrays that were computed from this matrix before, or make them; `verified` writes them."""
+        return self._sources[0].cache.derived.memoize({**what, "features": self._identity()}, make)
 
     def _identity(self) -> dict[str, Any]:
         scales = sha256(b"".join(each.mean.tobytes() + each.scale.tobytes() for each in self._scalers))

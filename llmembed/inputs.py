@@ -40,7 +40,7 @@ def load_or_latest(
             raise UsageError(f"{options} without a data set: name the data set that it is for.")
         latest = Cache.latest(cache, backbone=backbones[0] if backbones else None)
         reading = latest.last_extraction().get("reading", {"argument": latest.dataset})
-        print_note(f"no data set named: taking the one last extracted, {reading['argument']} ({latest.folder})")
+        print_note(f"no data set named: taking the one last extracted, {reading['argument']} ({latest.url})")
     return load(**reading)
 
 

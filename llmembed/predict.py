@@ -19,6 +19,7 @@ from llmembed.features import Rows, Source, locate_rows, read_embeddings
 from llmembed.formulas import count_formulas
 from llmembed.labels import index_labels, name_some
 from llmembed.left_out import without_quarantined
+from llmembed.storage import Location
 from llmembed.tables import check_columns_fit, check_format, read_table, write_table
 
 # Rows whose embeddings are in memory at once.
@@ -53,7 +54,7 @@ def predict_texts(
     return np.concatenate(list(classifier.predict_texts(texts, loaded)))
 
 
-def predict_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, split: str = "test") -> np.ndarray:
+def predict_dataset(classifier: Classifier, dataset: Dataset, *, root: Location, split: str = "test") -> np.ndarray:
     """Classify one split of a data set from the cache -> float32 [rows, classes].
 
     Raises:
@@ -68,7 +69,7 @@ def predict_dataset(classifier: Classifier, dataset: Dataset, *, root: Path, spl
 
 
 def leave_out_quarantined(
-    classifier: Classifier, dataset: Dataset, *, root: Path, on_warning: Callable[[str], None] = lambda _: None
+    classifier: Classifier, dataset: Dataset, *, root: Location, on_warning: Callable[[str], None] = lambda _: None
 ) -> Dataset:
     """Return the data set without the texts that have no embeddings because `extract` quarantined them.
 
@@ -82,7 +83,7 @@ def evaluate_dataset(
     classifier: Classifier,
     dataset: Dataset,
     *,
-    root: Path,
+    root: Location,
     split: str = "test",
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -107,7 +108,7 @@ def evaluate_dataset(
     return evaluate(truth, probabilities, classifier.decide(probabilities), names)
 
 
-def _open_sources(classifier: Classifier, dataset: Dataset, root: Path) -> list[Source]:
+def _open_sources(classifier: Classifier, dataset: Dataset, root: Location) -> list[Source]:
     return [
         Source(Cache.at(root, dataset.name, each.name, each.spec), each.layers) for each in classifier.record.backbones
     ]

@@ -31,6 +31,7 @@ from llmembed.fusion import LEARNED
 from llmembed.heads import learns_fusions
 from llmembed.labels import index_labels
 from llmembed.left_out import without_quarantined
+from llmembed.storage import Location
 from llmembed.train import VERSIONS, describe_source, make_estimator, train_on
 
 
@@ -232,7 +233,7 @@ class Reproduction:
 def reproduce(
     datasets: Sequence[Dataset],
     *,
-    root: Path,
+    root: Location,
     out: Path = Path("reproduction"),
     backbones: Sequence[str] = (),
     layers: Sequence[int] | None = None,
@@ -291,7 +292,7 @@ def reproduce(
 
 
 def _open_all(
-    datasets: Sequence[Dataset], root: Path, backbones: Sequence[str], layers: Sequence[int] | None
+    datasets: Sequence[Dataset], root: Location, backbones: Sequence[str], layers: Sequence[int] | None
 ) -> tuple[list[Dataset], dict[str, tuple[Source, ...]]]:
     """Open the caches -> the data sets, without the rows that were quarantined, and their sources by name."""
     faults = []
@@ -328,10 +329,10 @@ def _refuse_mixed(datasets: Sequence[Dataset], opened: dict[str, tuple[Source, .
                 f"{key} {here[key]} instead of {there[key]}" for key in here if here[key] != there[key]
             )
             if differing:
-                faults.append(f"{own.cache.folder} has {differing}. Run {wanted.cache.mend(dataset.words)} first.")
+                faults.append(f"{own.cache.url} has {differing}. Run {wanted.cache.mend(dataset.words)} first.")
     if faults:
         raise CacheError(
-            f"The data sets were not extracted alike; {opened[first.name][0].cache.folder} is the measure. "
+            f"The data sets were not extracted alike; {opened[first.name][0].cache.url} is the measure. "
             + " ".join(faults)
         )
 

@@ -22,7 +22,7 @@ from llmembed.classifier_files import check_destination
 from llmembed.dataset import SPLITS, Dataset
 from llmembed.errors import DatasetError, UsageError
 from llmembed.evaluate import Report, evaluate
-from llmembed.features import Features, Rows, Source, find_rows, keep_scalers, locate_rows, open_sources, verified
+from llmembed.features import Features, Rows, Source, find_rows, locate_rows, memoize_scalers, open_sources, verified
 from llmembed.folds import find_repeats
 from llmembed.fusion import LEARNED
 from llmembed.heads import HEADS, Head, learns_fusions, make_head
@@ -32,6 +32,7 @@ from llmembed.memory import total_memory
 from llmembed.parallel import count_threads
 from llmembed.predict import classify_rows
 from llmembed.scaling import Scaler
+from llmembed.storage import Location
 
 # Features that fill no more of the machine's memory are read once; larger ones stay on disk and are read in blocks.
 # A head may copy them, and other programs need some too.
@@ -100,7 +101,7 @@ class Part:
 def train(
     dataset: Dataset,
     *,
-    root: Path,
+    root: Location,
     backbones: Sequence[str] = (),
     layers: Sequence[int] | None = None,
     fusion: Fusion = "concat",
@@ -154,7 +155,7 @@ def train_on(
     fit, validation, test = (whole.take(dataset.table["split"].to_numpy() == split) for split in SPLITS)
     _refuse_unknown(validation.y, names, dataset)
     with verified(sources, whole.rows):
-        scalers = keep_scalers(sources, fit.rows)
+        scalers = memoize_scalers(sources, fit.rows)
         features, fit = read_features(sources, fit, scalers, fusion)
         held_out = None
         if len(validation.y):

@@ -15,7 +15,6 @@ from itertools import chain
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -39,6 +38,7 @@ from llmembed.messages import (
     WorkerLost,
 )
 from llmembed.parent import exit_with_parent, starting_processes
+from llmembed.storage import open_store
 
 # Seconds that a worker has to free its GPUs before it is killed, and to be gone after that.
 GRACE_SECONDS = 30.0
@@ -52,14 +52,14 @@ class WorkerSetup:
 
     Attributes:
         spec, files: the model.
-        folder: the folder of the cache.
+        url: where the cache lies.
         loading: options of `load`.
         load: what loads the backbone.
     """
 
     spec: BackboneSpec
     files: ModelFiles
-    folder: Path
+    url: str
     loading: dict[str, Any]
     load: Load = load_backbone
 
@@ -169,7 +169,7 @@ def _work(connection: Connection, gpus: str, setup: WorkerSetup) -> None:
         try:
             with closing(_load(gpus, setup)) as backbone:
                 dealer.send(Ready(backbone.engine))
-                _embed_assigned(backbone, Cache(setup.folder, setup.spec), dealer)
+                _embed_assigned(backbone, Cache(open_store(setup.url), setup.spec), dealer)
         except EngineError as error:
             dealer.send(WorkerLost(str(error)))
         except LLMEmbedError as error:

@@ -32,8 +32,8 @@ def whole(tmp_path_factory):
     """A root with a cache that has one file of each kind and more, and what the cache holds."""
     root = tmp_path_factory.mktemp("whole")
     cache, rows = fill(root)
-    cache.keep({"what": 1}, lambda: Derived({"mean": np.arange(9.0)}, {"why": "a test"}))
-    cache.write_kept()
+    cache.derived.memoize({"what": 1}, lambda: Derived({"mean": np.arange(9.0)}, {"why": "a test"}))
+    cache.derived.write()
     cache.record_extraction(REPORT)
     return root, rows
 
@@ -45,7 +45,7 @@ def assert_answers(root, rows):
     assert_same_bits(cache.read(located, TOY.layers), rows.embeddings)
     np.testing.assert_array_equal(cache.tokens(located), rows.tokens)
     np.testing.assert_array_equal(cache.truncated(located), rows.truncated)
-    kept = cache.keep({"what": 1}, lambda: Derived({"mean": np.arange(9.0)}, {"why": "a test"}))
+    kept = cache.derived.memoize({"what": 1}, lambda: Derived({"mean": np.arange(9.0)}, {"why": "a test"}))
     assert kept.arrays["mean"].tolist() == list(range(9)) and kept.info == {"why": "a test"}
     return cache.last_extraction()
 

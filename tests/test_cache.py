@@ -17,9 +17,10 @@ from toy_cache import ENGINE, TOY, assert_same_bits, flip_byte, made_up, new_cac
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import Cache
 from llmembed.cache.shard import Rows
-from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
 from llmembed.identity import text_key
+from llmembed.storage import list_names
+from llmembed.storage.local import LocalStore
 
 README = Path(__file__).parent.parent / "cache" / "README.md"
 
@@ -29,7 +30,7 @@ def test_rows_come_back_bit_for_bit_in_any_order_and_for_any_layers(layers, fill
     cache, rows = filled
     order = np.random.default_rng(9).integers(0, len(rows.keys), 200)
     wanted = rows.embeddings[:, [TOY.layers.index(layer) for layer in layers]]
-    for opened in (cache, Cache.open(cache.folder)):
+    for opened in (cache, Cache.open(cache.url)):
         assert_same_bits(read(opened, rows.keys, layers), wanted)
         assert_same_bits(read(opened, [rows.keys[i] for i in order], layers), wanted[order])
 
@@ -183,7 +184,7 @@ def test_the_python_of_the_readme_reads_a_cache(filled, tmp_path):
     cache.write_shard(made_up(["naïve ☃", "text 0/3"], seed=7), ENGINE)
     for text in ("text 0/0", "text 2/21", "naïve ☃", "text 0/3"):
         run = subprocess.run(
-            [sys.executable, "-c", script, cache.folder, text], capture_output=True, text=True, check=True
+            [sys.executable, "-c", script, Path(cache.url), text], capture_output=True, text=True, check=True
         )
         vector = read(cache, [text_key(text)], TOY.layers)[0, -1]
         assert run.stdout == f"{len(rows.keys) + 1} {vector[:3]}\n"
@@ -191,11 +192,11 @@ def test_the_python_of_the_readme_reads_a_cache(filled, tmp_path):
 
 def test_what_the_readme_says_of_names_holds(filled):
     cache, _ = filled
-    for record in cache.folder.glob("commits/*.json"):
+    for record in Path(cache.url).glob("commits/*.json"):
         commit = json.loads(record.read_text())
         assert set(commit) == {"path", "rows", "bytes", "sha256", "created", "engine"}
-        content = (cache.folder / commit["path"]).read_bytes()
-        keys = pq.read_table(cache.folder / commit["path"])["key"].to_pylist()
+        content = (Path(cache.url) / commit["path"]).read_bytes()
+        keys = pq.read_table(Path(cache.url) / commit["path"])["key"].to_pylist()
         assert record.stem == blake2b(b"".join(keys), digest_size=12).hexdigest()
         assert commit["path"].startswith(f"shards/{record.stem}-") and commit["engine"] == ENGINE
         assert (commit["rows"], commit["bytes"], commit["sha256"]) == (
@@ -203,16 +204,16 @@ def test_what_the_readme_says_of_names_holds(filled):
             len(content),
             sha256(content).hexdigest(),
         )
-    assert json.loads((cache.folder / "spec.json").read_text()) == {"format": 1, "spec": TOY.model_dump(mode="json")}
-    assert cache.folder.name == f"toy-{TOY.fingerprint}"
+    assert json.loads((Path(cache.url) / "spec.json").read_text()) == {"format": 1, "spec": TOY.model_dump(mode="json")}
+    assert Path(cache.url).name == f"toy-{TOY.fingerprint}"
 
 
 def test_rows_without_a_commit_do_not_count(filled):
     cache, rows = filled
-    record = sorted(cache.folder.glob("commits/*.json"))[1]
-    gone = pq.read_table(cache.folder / json.loads(record.read_text())["path"])["key"].to_pylist()
+    record = sorted(Path(cache.url).glob("commits/*.json"))[1]
+    gone = pq.read_table(Path(cache.url) / json.loads(record.read_text())["path"])["key"].to_pylist()
     record.unlink()
-    opened = Cache.open(cache.folder)
+    opened = Cache.open(cache.url)
     assert {rows.keys[i] for i in opened.locate(rows.keys).missing} == set(gone)
     opened.verify()
     kept = [key for key in rows.keys if key not in gone]
@@ -243,7 +244,7 @@ def test_of_sixteen_writers_of_the_same_keys_exactly_one_wins(tmp_path):
     cache, winner = Cache.latest(tmp_path), made_up(texts, seed=won.index(True))
     assert won.count(True) == len(cache.commits) == len(shard_files(cache)) == 1
     assert_same_bits(read(cache, winner.keys, TOY.layers), winner.embeddings)
-    assert not list(cache.folder.rglob(".*"))
+    assert not list(Path(cache.url).rglob(".*"))
 
 
 def test_a_text_in_two_shards_counts_where_the_first_commit_has_it(tmp_path):
@@ -251,10 +252,10 @@ def test_a_text_in_two_shards_counts_where_the_first_commit_has_it(tmp_path):
     for seed in range(6):
         cache.write_shard(made_up(["shared", f"own {seed}"], seed=seed), ENGINE)
     first = cache.commits[0].path
-    (seed,) = (i for i in range(6) if text_key(f"own {i}") in pq.read_table(cache.folder / first)["key"].to_pylist())
+    (seed,) = (i for i in range(6) if text_key(f"own {i}") in pq.read_table(Path(cache.url) / first)["key"].to_pylist())
     expected = made_up(["shared", f"own {seed}"], seed=seed).embeddings[:1]
     assert [commit.path for commit in cache.commits] == sorted(commit.path for commit in cache.commits)
-    assert_same_bits(read(Cache.open(cache.folder), [text_key("shared")], TOY.layers), expected)
+    assert_same_bits(read(Cache.open(cache.url), [text_key("shared")], TOY.layers), expected)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,7 @@ def test_rows_with_too_few_or_too_short_keys_are_refused(tmp_path):
 def test_another_spec_has_another_folder(filled, tmp_path):
     cache, rows = filled
     other = new_cache(tmp_path, spec=TOY.model_copy(update={"max_length": 17}))
-    assert other.folder != cache.folder
+    assert other.url != cache.url
     assert len(other.locate(rows.keys).missing) == len(rows.keys)
 
 
@@ -327,9 +328,9 @@ def test_equal_specs_have_equal_fingerprints_by_the_formula_of_the_readme():
 def test_the_store_names_no_file_that_is_being_created(filled):
     cache, rows = filled
     for partial in ("commits/.0123.json.9f8e", "extractions/.2099.json.9f8e", "shards/.half"):
-        (cache.folder / partial).parent.mkdir(exist_ok=True)
-        (cache.folder / partial).write_text('{"path": "shar')
-    store, opened = LocalStore(cache.folder), Cache.open(cache.folder)
-    assert len(store.names("commits")) == 3 and store.names("extractions") == [] and len(store.names("shards")) == 3
+        (Path(cache.url) / partial).parent.mkdir(exist_ok=True)
+        (Path(cache.url) / partial).write_text('{"path": "shar')
+    store, opened = LocalStore(Path(cache.url)), Cache.open(cache.url)
+    assert [len(list_names(store, folder)) for folder in ("commits", "extractions", "shards")] == [3, 0, 3]
     assert_same_bits(read(opened, rows.keys, TOY.layers), rows.embeddings)
     assert opened.last_extraction() == {} and opened.prepare() == 0

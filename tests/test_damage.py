@@ -34,9 +34,9 @@ def test_a_truncated_shard_is_refused_when_it_is_opened(left, filled):
     path.write_bytes(path.read_bytes()[:left])
     remedy = r"1 of 3 shards .* damaged .* its commit says .*`llmembed extract films --backbone org/toy .*--cache .*`"
     with pytest.raises(CacheError, match=remedy):
-        Cache.open(cache.folder).locate(rows.keys)
+        Cache.open(cache.url).locate(rows.keys)
     with pytest.raises(CacheError, match=remedy):
-        Cache.open(cache.folder).layer_views(1)
+        Cache.open(cache.url).layer_views(1)
 
 
 def test_the_remedy_repeats_the_words_of_the_last_extraction(filled):
@@ -46,7 +46,7 @@ def test_the_remedy_repeats_the_words_of_the_last_extraction(filled):
     with pytest.raises(
         CacheError, match=r"is missing; .*Run `llmembed extract 'my films\.csv' --limit 9 --pooling max --cache .*`"
     ):
-        Cache.open(cache.folder).locate(rows.keys)
+        Cache.open(cache.url).locate(rows.keys)
 
 
 def test_a_shard_of_zeros_is_refused_as_damaged(filled):
@@ -54,14 +54,14 @@ def test_a_shard_of_zeros_is_refused_as_damaged(filled):
     path = shard_files(cache)[1]
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(CacheError):
-        Cache.open(cache.folder).locate_all(rows.keys, ["films"])
+        Cache.open(cache.url).locate_all(rows.keys, ["films"])
 
 
 def test_a_flipped_byte_is_found_and_its_rows_are_dropped_alone(filled):
     cache, rows = filled
     hit = next(path for path in shard_files(cache) if rows.keys[0] in pq.read_table(path)["key"].to_pylist())
     flip_byte(hit, rows.embeddings[:20, 1])
-    opened = Cache.open(cache.folder)
+    opened = Cache.open(cache.url)
     for check in (opened.verify, lambda: opened.locate_all(rows.keys, ["films"])):
         with pytest.raises(
             CacheError, match=rf"1 of 3 shards .*{hit.name} has another SHA-256 .*`llmembed extract films"
@@ -89,7 +89,7 @@ def test_a_missing_shard_file_is_found_and_its_rows_are_dropped_alone(filled):
     cache, rows = filled
     gone = pq.read_table(shard_files(cache)[2])["key"].to_pylist()
     shard_files(cache)[2].unlink()
-    opened = Cache.open(cache.folder)
+    opened = Cache.open(cache.url)
     with pytest.raises(CacheError, match=r"1 of 3 shards .* is missing;"):
         opened.verify()
     assert opened.prepare() == 1
@@ -99,20 +99,20 @@ def test_a_missing_shard_file_is_found_and_its_rows_are_dropped_alone(filled):
 @pytest.mark.parametrize("content", [b"", b'{"path": "shards/', b"{}", b"[]", b"\xff\xfe"])
 def test_a_damaged_commit_is_refused_naming_the_file(content, filled):
     cache, rows = filled
-    record = sorted(cache.folder.glob("commits/*.json"))[1]
+    record = sorted(Path(cache.url).glob("commits/*.json"))[1]
     record.write_bytes(content)
     for use in (lambda opened: opened.locate(rows.keys), lambda opened: opened.verify()):
         with pytest.raises(CacheError, match=rf"commits/{record.name} is damaged .*Run `llmembed extract films"):
-            use(Cache.open(cache.folder))
+            use(Cache.open(cache.url))
     assert cache.prepare() == 1 and not record.exists()
     write_missing(cache, rows)
-    assert_same_bits(read(Cache.open(cache.folder), rows.keys, TOY.layers), rows.embeddings)
+    assert_same_bits(read(Cache.open(cache.url), rows.keys, TOY.layers), rows.embeddings)
 
 
 def test_of_two_repairs_at_once_neither_takes_out_what_the_other_mended(filled, monkeypatch):
     cache, rows = filled
     flip_byte(shard_files(cache)[0], cache.layer_views(4)[0])
-    other, find = Cache.open(cache.folder), repair.find_damage
+    other, find = Cache.open(cache.url), repair.find_damage
 
     def find_while_the_other_repairs(*arguments):
         found = find(*arguments)
@@ -134,12 +134,12 @@ def test_a_shard_of_another_fingerprint_is_refused_by_name_and_taken_out(filled,
     other = new_cache(tmp_path / "other", spec=spec)
     other.write_shard(made_up(["text 9/0"], spec), ENGINE)
     for source in (*shard_files(other), *commit_files(other)):
-        shutil.copy(source, cache.folder / source.parent.name)
+        shutil.copy(source, Path(cache.url) / source.parent.name)
     name = shard_files(other)[0].name
     with pytest.raises(CacheError, match=rf"1 of 4 .*{name} has the fingerprint '{spec.fingerprint}', this cache"):
-        Cache.open(cache.folder).locate(rows.keys)
+        Cache.open(cache.url).locate(rows.keys)
     assert cache.prepare() == 1
-    assert_same_bits(read(Cache.open(cache.folder), rows.keys, TOY.layers), rows.embeddings)
+    assert_same_bits(read(Cache.open(cache.url), rows.keys, TOY.layers), rows.embeddings)
 
 
 @pytest.mark.parametrize("path", ["../../secret", "/etc/hostname", "shards/../spec.json", "commits", "", "shards/a\0b"])
@@ -149,11 +149,11 @@ def test_the_path_of_a_commit_is_never_followed_out_of_its_place(path, filled, t
     record = commit_files(cache)[1]
     record.write_text(json.dumps(json.loads(record.read_text()) | {"path": path}))
     with pytest.raises(CacheError, match=rf"{record.name} is damaged .*which is not the path of its shard"):
-        Cache.open(cache.folder).locate(rows.keys)
+        Cache.open(cache.url).locate(rows.keys)
     assert cache.prepare() == 1 and not record.exists()
-    assert (tmp_path / "secret").read_text() == "not ours" and (cache.folder / "spec.json").exists()
+    assert (tmp_path / "secret").read_text() == "not ours" and (Path(cache.url) / "spec.json").exists()
     write_missing(cache, rows)
-    assert_same_bits(read(Cache.open(cache.folder), rows.keys, TOY.layers), rows.embeddings)
+    assert_same_bits(read(Cache.open(cache.url), rows.keys, TOY.layers), rows.embeddings)
 
 
 def test_a_commit_of_another_shard_does_not_count(filled):
@@ -161,7 +161,7 @@ def test_a_commit_of_another_shard_does_not_count(filled):
     first, second, _ = commit_files(cache)
     second.write_bytes(first.read_bytes())
     with pytest.raises(CacheError, match=rf"{second.name} is damaged"):
-        Cache.open(cache.folder).locate(rows.keys)
+        Cache.open(cache.url).locate(rows.keys)
     assert cache.prepare() == 1 and first.exists() and not second.exists()
 
 
@@ -172,10 +172,10 @@ def test_what_is_no_file_in_the_place_of_a_shard_counts_as_missing(make, filled)
     path.unlink()
     make(path)
     with pytest.raises(CacheError, match=rf"1 of 3 shards .*{path.name} is missing;"):
-        Cache.open(cache.folder).locate(rows.keys)
+        Cache.open(cache.url).locate(rows.keys)
     assert cache.prepare() == 1
     write_missing(cache, rows)
-    assert_same_bits(read(Cache.open(cache.folder), rows.keys, TOY.layers), rows.embeddings)
+    assert_same_bits(read(Cache.open(cache.url), rows.keys, TOY.layers), rows.embeddings)
 
 
 def test_what_cannot_be_read_is_no_damage_and_nothing_is_taken_out(filled, monkeypatch):

@@ -116,7 +116,7 @@ def test_a_damaged_shard_is_made_again(small, tiny_llama, tmp_path):
     plan = plan_extraction(small, root=tmp_path, backbone=str(tiny_llama))
     extract(plan)
     before = embeddings(plan.cache, small.texts())
-    shard = next(plan.cache.folder.glob("shards/*"))
+    shard = next(Path(plan.cache.url).glob("shards/*"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
@@ -130,7 +130,7 @@ def test_another_backbone_layer_or_limit_is_another_cache(small, tiny_llama, tmp
         plan_extraction(small, root=tmp_path, backbone=str(tiny_llama), **options)
         for options in ({}, {"layers": (1,)}, {"max_length": 9}, {"pooling": "max"}, {"template": "q: {text}"})
     ]
-    assert len({plan.cache.folder for plan in plans}) == len(plans)
+    assert len({plan.cache.url for plan in plans}) == len(plans)
 
 
 def test_a_dry_run_writes_nothing_and_knows_the_costs(small, tiny_llama, tmp_path):

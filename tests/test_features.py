@@ -93,10 +93,10 @@ def test_caches_that_do_not_cover_the_same_texts_are_refused(pydocs, both, tiny_
 
 
 def test_a_backbone_is_named_once_and_may_be_named_by_its_cache(pydocs, both):
-    folder = Cache.latest(both, "pydocs", "minilm").folder
-    assert open_sources(both, pydocs, [folder.name])[0].cache.folder == folder
+    cache = Cache.latest(both, "pydocs", "minilm")
+    assert open_sources(both, pydocs, [cache.name])[0].cache.url == cache.url
     with pytest.raises(UsageError, match=r"--backbone minilm-\w+ is named twice"):
-        open_sources(both, pydocs, ["minilm", folder.name])
+        open_sources(both, pydocs, ["minilm", cache.name])
 
 
 def test_a_head_that_cannot_learn_a_fusion_says_which_can(pydocs, pydocs_cache, tmp_path):

@@ -1,6 +1,7 @@
 """Which cache is taken where none is named: that of the last extraction, by names alone."""
 
 import json
+from pathlib import Path
 
 import pytest
 from toy_cache import TOY, new_cache
@@ -17,12 +18,12 @@ def test_latest_is_what_was_extracted_last(tmp_path):
     new_cache(tmp_path, "films", "zoo", TOY.model_copy(update={"dim": 7}))
     for cache in (news, minilm, bert):
         cache.record_extraction({"dataset": [cache.dataset]})
-        assert Cache.latest(tmp_path).folder == cache.folder
-    assert Cache.latest(tmp_path, "news").folder == news.folder
-    assert Cache.latest(tmp_path, "films").folder == bert.folder
-    assert Cache.latest(tmp_path, "films", "minilm").folder == minilm.folder
+        assert Cache.latest(tmp_path).url == cache.url
+    assert Cache.latest(tmp_path, "news").url == news.url
+    assert Cache.latest(tmp_path, "films").url == bert.url
+    assert Cache.latest(tmp_path, "films", "minilm").url == minilm.url
     minilm.record_extraction({})
-    assert Cache.latest(tmp_path, "films").folder == Cache.latest(tmp_path).folder == minilm.folder
+    assert Cache.latest(tmp_path, "films").url == Cache.latest(tmp_path).url == minilm.url
     assert Cache.latest(tmp_path).spec == minilm.spec
 
 
@@ -51,13 +52,13 @@ def test_latest_does_not_take_a_backbone_for_another_whose_name_it_begins(tmp_pa
     large = new_cache(tmp_path, "films", "minilm-l12", TOY.model_copy(update={"model": "org/larger"}))
     for cache in (small, large):
         cache.record_extraction({})
-    assert Cache.latest(tmp_path, "films", "minilm").folder == small.folder
+    assert Cache.latest(tmp_path, "films", "minilm").url == small.url
 
 
 def test_latest_finds_a_data_set_with_brackets_in_its_name(tmp_path):
     cache = new_cache(tmp_path, "films[1]")
     cache.record_extraction({})
-    assert Cache.latest(tmp_path, "films[1]").folder == cache.folder
+    assert Cache.latest(tmp_path, "films[1]").url == cache.url
 
 
 DAMAGE = {
@@ -79,31 +80,31 @@ def test_a_damaged_cache_of_another_backbone_or_data_set_is_no_hindrance(content
     others = [extracted(tmp_path, *names) for names in (("news", "toy"), ("films", "bert"), ("films", "minilm-l12"))]
     minilm = extracted(tmp_path, "films", "minilm")
     for cache in others:
-        (cache.folder / "spec.json").write_bytes(content)
+        (Path(cache.url) / "spec.json").write_bytes(content)
     for wanted in ((), ("films",), ("films", "minilm"), (None, "minilm"), ("films", "org/minilm")):
-        assert Cache.latest(tmp_path, *wanted).folder == minilm.folder
+        assert Cache.latest(tmp_path, *wanted).url == minilm.url
     extracted(tmp_path, "news", "bert")
-    assert Cache.latest(tmp_path, "films", "minilm").folder == minilm.folder
+    assert Cache.latest(tmp_path, "films", "minilm").url == minilm.url
 
 
 @pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_cache_is_named_where_it_is_the_one_that_is_wanted(content, tmp_path):
     minilm, bert = (extracted(tmp_path, "films", backbone) for backbone in ("minilm", "bert"))
-    (bert.folder / "spec.json").write_bytes(content)
-    message = rf"{bert.folder.name}/spec\.json .*extract films"
-    for wanted in (("films", "bert"), ("films", "org/bert"), ("films", bert.folder.name), ()):
+    (Path(bert.url) / "spec.json").write_bytes(content)
+    message = rf"{bert.name}/spec\.json .*extract films"
+    for wanted in (("films", "bert"), ("films", "org/bert"), ("films", bert.name), ()):
         with pytest.raises(CacheError, match=message):
             Cache.latest(tmp_path, *wanted)
     # Another backbone would give other numbers without a word.
     with pytest.raises(CacheError, match=rf"{message}.* Or name a whole one, with --backbone minilm\."):
         Cache.latest(tmp_path, "films")
-    assert Cache.latest(tmp_path, "films", "minilm").folder == minilm.folder
+    assert Cache.latest(tmp_path, "films", "minilm").url == minilm.url
 
 
 def test_a_damaged_cache_that_was_never_finished_is_no_hindrance(tmp_path):
     damaged, whole = new_cache(tmp_path, "films", "bert"), new_cache(tmp_path, "films", "minilm")
-    (damaged.folder / "spec.json").write_bytes(b"")
-    assert Cache.latest(tmp_path, "films").folder == whole.folder
+    (Path(damaged.url) / "spec.json").write_bytes(b"")
+    assert Cache.latest(tmp_path, "films").url == whole.url
 
 
 def test_folders_and_files_that_are_no_caches_are_passed_over(tmp_path):
@@ -112,4 +113,4 @@ def test_folders_and_files_that_are_no_caches_are_passed_over(tmp_path):
         (tmp_path / name).mkdir(exist_ok=True)
     (tmp_path / "films" / "readme-0123abcd").write_text("a file")
     (tmp_path / "README.md").write_text("a file")
-    assert Cache.latest(tmp_path).folder == cache.folder
+    assert Cache.latest(tmp_path).url == cache.url

@@ -33,7 +33,7 @@ def nullable(table):
 def test_a_shard_that_another_writer_laid_out_alike_counts(statistics, filled):
     cache, rows = filled
     recommit(cache, encoded(pq.read_table(shard_files(cache)[0]), write_statistics=statistics))
-    assert_same_bits(read(Cache.open(cache.folder), rows.keys, TOY.layers), rows.embeddings)
+    assert_same_bits(read(Cache.open(cache.url), rows.keys, TOY.layers), rows.embeddings)
     assert cache.prepare() == 0
 
 
@@ -64,10 +64,10 @@ def test_a_shard_of_another_layout_is_refused_by_name_and_taken_out(change, fill
     path = shard_files(cache)[0]
     recommit(cache, change(pq.read_table(path)))
     with pytest.raises(CacheError, match=rf"1 of 3 shards .*{path.name} (has|is|holds|does) .*Run `llmembed extract"):
-        Cache.open(cache.folder).locate(rows.keys)
+        Cache.open(cache.url).locate(rows.keys)
     assert cache.prepare() == 1 and not path.exists()
     write_missing(cache, rows)
-    assert_same_bits(read(Cache.open(cache.folder), rows.keys, TOY.layers), rows.embeddings)
+    assert_same_bits(read(Cache.open(cache.url), rows.keys, TOY.layers), rows.embeddings)
 
 
 def test_whatever_a_footer_says_the_rows_are_the_same_or_the_shard_is_refused(filled):
@@ -80,7 +80,7 @@ def test_whatever_a_footer_says_the_rows_are_the_same_or_the_shard_is_refused(fi
         for _ in range(draw.choice([1, 1, 2, 4, 9])):
             changed[draw.randrange(footer, len(content))] = draw.randrange(256)
         recommit(cache, changed)
-        opened = Cache.open(cache.folder)
+        opened = Cache.open(cache.url)
         try:
             assert_same_bits(read(opened, rows.keys, TOY.layers), rows.embeddings)
             opened.verify()

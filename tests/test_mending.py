@@ -55,11 +55,11 @@ def put_a_pipe(path):
 @pytest.mark.parametrize("damage", [Path.unlink, change_byte, lambda path: path.write_bytes(b""), put_a_pipe])
 @pytest.mark.parametrize("pattern", ["spec.json", "commits/*", "shards/*", "extractions/*"])
 def test_the_command_that_is_named_mends_the_damage(pattern, damage, small, cache, tmp_path, monkeypatch):
-    dataset, root = small[0], cache.folder.parent.parent
+    dataset, root = small[0], Path(cache.url).parent.parent
     options = {"root": root, "head": "lda", "fusion": "mean", "out": tmp_path / "m"}
     before = train(dataset, **options).report
     cache.record_extraction(cache.last_extraction())
-    damage(max(cache.folder.glob(pattern)))
+    damage(max(Path(cache.url).glob(pattern)))
     try:
         assert train(dataset, **options).report == before
     except CacheError as error:
@@ -72,39 +72,39 @@ def test_the_command_that_is_named_mends_the_damage(pattern, damage, small, cach
 
 
 def test_a_damaged_record_is_told_before_anything_is_fitted(small, cache, tmp_path, monkeypatch):
-    dataset, (record,) = small[0], cache.folder.glob("extractions/*")
+    dataset, (record,) = small[0], Path(cache.url).glob("extractions/*")
     whole = record.read_bytes()
     monkeypatch.setattr("llmembed.train.train_on", lambda *_, **__: pytest.fail("it is fitted"))
     # What is left of the only record tells where the model lies; of a torn one nothing is left.
     for content, model in ((whole.replace(b"rows", b"roWs"), str(tmp_path.parent)), (b"{", "PATH/TO/tiny-llama")):
         record.write_bytes(content)
         with pytest.raises(CacheError, match=rf"extractions/.* is damaged .*small.parquet --backbone {model}"):
-            train(dataset, root=cache.folder.parent.parent, out=tmp_path / "m")
+            train(dataset, root=Path(cache.url).parent.parent, out=tmp_path / "m")
 
 
 def test_what_is_no_file_in_the_place_of_a_record_is_named_before_a_model_is_loaded(small, cache, tiny_llama):
-    plan = plan_extraction(small[0], root=cache.folder.parent.parent, backbone=str(tiny_llama))
-    (record,) = cache.folder.glob("commits/*")
+    plan = plan_extraction(small[0], root=Path(cache.url).parent.parent, backbone=str(tiny_llama))
+    (record,) = Path(cache.url).glob("commits/*")
     record.unlink()
     record.mkdir()
     with pytest.raises(CacheError, match=rf"{record.name} is in the way: it is not a regular file. Move it elsewhere"):
         extract(plan)
     with pytest.raises(CacheError, match=rf"{record.name} is in the way: it is not a regular file. Move it elsewhere"):
-        train(small[0], root=cache.folder.parent.parent, out=cache.folder / "m")
+        train(small[0], root=Path(cache.url).parent.parent, out=Path(cache.url) / "m")
     record.rmdir()
     assert extract(plan).embedded == 120
 
 
 def test_an_extraction_does_not_end_well_while_texts_are_missing(small, cache, tiny_llama, monkeypatch):
-    plan = plan_extraction(small[0], root=cache.folder.parent.parent, backbone=str(tiny_llama))
-    (record,) = cache.folder.glob("commits/*")
+    plan = plan_extraction(small[0], root=Path(cache.url).parent.parent, backbone=str(tiny_llama))
+    (record,) = Path(cache.url).glob("commits/*")
     record.unlink()
     written = Cache.write_shard
     # Another process takes out what is written.
     monkeypatch.setattr(Cache, "write_shard", lambda *arguments: (written(*arguments), record.unlink()))
     with pytest.raises(CacheError, match=r"120 of 120 texts are not in .*Run `llmembed extract"):
         extract(plan)
-    assert len(list(cache.folder.glob("extractions/*"))) == 1
+    assert len(list(Path(cache.url).glob("extractions/*"))) == 1
 
 
 def run(words, limit):

@@ -20,7 +20,6 @@ from transformers import AutoTokenizer
 from llmembed.backbones import BadText
 from llmembed.cache import Cache
 from llmembed.cache.quarantine import Quarantine
-from llmembed.cache.store import LocalStore
 from llmembed.classifier import Classifier
 from llmembed.dataset import Dataset
 from llmembed.errors import BackboneError, CacheError
@@ -29,6 +28,7 @@ from llmembed.extract import extract, plan_extraction
 from llmembed.identity import text_key
 from llmembed.predict import evaluate_dataset, leave_out_quarantined, predict_dataset
 from llmembed.reproduce import reproduce
+from llmembed.storage.local import LocalStore
 from llmembed.train import train
 
 # A byte that no other text holds.
@@ -80,7 +80,7 @@ def test_a_quarantine_record_is_sealed_and_holds_no_text(pydocs, tiny_llama, tmp
     assert records.keys() == set(map(text_key, BAD))
     found = {(each.layer, each.value, each.skip, each.engine["engine"]) for each in records.values()}
     assert found == {(0, "nan", True, "transformers")}
-    files = list((plan.cache.folder / "quarantine").iterdir())
+    files = list((Path(plan.cache.url) / "quarantine").iterdir())
     assert len(files) == 2
     assert not any("rings" in file.read_text() for file in files)
 

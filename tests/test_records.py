@@ -16,9 +16,10 @@ from toy_cache import (
 
 from llmembed.cache import ORPHAN_SECONDS, Cache
 from llmembed.cache.shard import FORMAT
-from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
 from llmembed.matrix import Derived
+from llmembed.storage import Entry
+from llmembed.storage.local import LocalStore
 
 GONE = {
     "commits": f"{'a' * 24}.json",
@@ -49,9 +50,9 @@ UNSEALED = {
 
 def test_another_format_is_refused_naming_both(filled):
     cache, _ = filled
-    record = json.loads((cache.folder / "spec.json").read_text())
-    (cache.folder / "spec.json").write_text(json.dumps(record | {"format": 2}))
-    for door in (lambda: Cache.open(cache.folder), lambda: Cache.at(cache.folder.parent.parent, "films", "toy", TOY)):
+    record = json.loads((Path(cache.url) / "spec.json").read_text())
+    (Path(cache.url) / "spec.json").write_text(json.dumps(record | {"format": 2}))
+    for door in (lambda: Cache.open(cache.url), lambda: Cache.at(Path(cache.url).parent.parent, "films", "toy", TOY)):
         with pytest.raises(
             CacheError,
             match=rf"has format 2; this llmembed reads format {FORMAT}\..*`llmembed extract films --backbone toy",
@@ -64,16 +65,16 @@ def test_another_format_is_refused_naming_both(filled):
 )
 def test_a_damaged_spec_is_refused_naming_the_file(content, filled):
     cache, _ = filled
-    (cache.folder / "spec.json").write_bytes(content)
+    (Path(cache.url) / "spec.json").write_bytes(content)
     with pytest.raises(CacheError, match=r"spec\.json is damaged .*run `llmembed extract films --backbone toy --cache"):
-        Cache.open(cache.folder)
+        Cache.open(cache.url)
 
 
 def test_another_spec_in_the_same_folder_is_refused(filled):
     cache, _ = filled
     other = TOY.model_copy(update={"pooling": "max"})
-    folder = cache.folder.with_name(f"toy-{other.fingerprint}")
-    cache.folder.rename(folder)
+    folder = Path(cache.url).with_name(f"toy-{other.fingerprint}")
+    Path(cache.url).rename(folder)
     with pytest.raises(CacheError, match=r"holds the embeddings of another backbone: .*pooling='mean'.*--cache"):
         Cache.at(folder.parent.parent, "films", "toy", other)
 
@@ -81,7 +82,7 @@ def test_another_spec_in_the_same_folder_is_refused(filled):
 def test_uncommitted_shards_are_deleted_once_they_are_an_hour_old(filled):
     cache, rows = filled
     committed = shard_files(cache)
-    young, old = (cache.folder / "shards" / f"{name * 24}-{name * 8}.parquet" for name in "ab")
+    young, old = (Path(cache.url) / "shards" / f"{name * 24}-{name * 8}.parquet" for name in "ab")
     for path, age in ((young, ORPHAN_SECONDS - 60), (old, ORPHAN_SECONDS + 60), *((path, 1e6) for path in committed)):
         path.touch()
         os.utime(path, (time.time() - age,) * 2)
@@ -93,8 +94,12 @@ def test_uncommitted_shards_are_deleted_once_they_are_an_hour_old(filled):
 def test_what_other_processes_delete_meanwhile_does_not_disturb_prepare(filled, monkeypatch):
     cache, rows = filled
     gone = {folder: f"{folder}/{name}" for folder, name in GONE.items()}
-    names = LocalStore.names
-    monkeypatch.setattr(LocalStore, "names", lambda store, folder: [*names(store, folder), gone.get(folder, "gone")])
+    entries = LocalStore.entries
+
+    def with_gone(store, folder):
+        return [*entries(store, folder), Entry(gone.get(folder, "gone"), "regular")]
+
+    monkeypatch.setattr(LocalStore, "entries", with_gone)
     assert cache.prepare() == 0
     assert_same_bits(read(cache, rows.keys, TOY.layers), rows.embeddings)
 
@@ -105,12 +110,12 @@ def test_what_other_processes_delete_meanwhile_does_not_disturb_prepare(filled, 
 )
 def test_a_spec_that_is_not_that_of_the_folder_is_refused_and_written_again(change, filled):
     cache, rows = filled
-    path = cache.folder / "spec.json"
+    path = Path(cache.url) / "spec.json"
     before = path.read_bytes()
     path.write_text(json.dumps({"format": 1, "spec": TOY.model_copy(update=change).model_dump(mode="json")}))
     with pytest.raises(CacheError, match=r"spec\.json is damaged or of another cache: .*run `llmembed extract films"):
-        Cache.open(cache.folder)
-    again = Cache.at(cache.folder.parent.parent, "films", "toy", TOY)
+        Cache.open(cache.url)
+    again = Cache.at(Path(cache.url).parent.parent, "films", "toy", TOY)
     assert again.prepare() == 0 and path.read_bytes() == before
     assert_same_bits(read(again, rows.keys, TOY.layers), rows.embeddings)
 
@@ -118,30 +123,30 @@ def test_a_spec_that_is_not_that_of_the_folder_is_refused_and_written_again(chan
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"format": 1}'])
 def test_a_spec_that_is_lost_beside_whole_shards_comes_back(content, filled):
     cache, _ = filled
-    path = cache.folder / "spec.json"
+    path = Path(cache.url) / "spec.json"
     before = path.read_bytes()
     path.unlink()
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CacheError, match=r"spec\.json is (missing|damaged).*run `llmembed extract films --backb"):
-        Cache.latest(cache.folder.parent.parent)
-    assert Cache.at(cache.folder.parent.parent, "films", "toy", TOY).prepare() == 0
+        Cache.latest(Path(cache.url).parent.parent)
+    assert Cache.at(Path(cache.url).parent.parent, "films", "toy", TOY).prepare() == 0
     assert path.read_bytes() == before and len(shard_files(cache)) == 3
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.write_text("notes")])
 def test_foreign_files_and_folders_in_a_cache_are_left_alone(make, filled):
     cache, rows = filled
-    cache.keep({"a": 1}, lambda: Derived({"ones": np.ones(3)}))
-    cache.write_kept()
+    cache.derived.memoize({"a": 1}, lambda: Derived({"ones": np.ones(3)}))
+    cache.derived.write()
     cache.record_extraction({"dataset": ["films"]})
-    foreign = [cache.folder / folder / "zz foreign" for folder in (".", "commits", "shards", "kept", "extractions")]
+    foreign = [Path(cache.url) / folder / "zz foreign" for folder in (".", "commits", "shards", "kept", "extractions")]
     for path in foreign:
         make(path)
         os.utime(path, (0, 0))
-    opened = Cache.latest(cache.folder.parent.parent)
+    opened = Cache.latest(Path(cache.url).parent.parent)
     assert opened.last_extraction() == {"dataset": ["films"]} and opened.prepare() == 0
-    assert opened.keep({"a": 1}, lambda: pytest.fail("it is kept")).memoized
+    assert opened.derived.memoize({"a": 1}, lambda: pytest.fail("it is kept")).memoized
     assert_same_bits(read(opened, rows.keys, TOY.layers), rows.embeddings)
     assert all(path.exists() for path in foreign)
 
@@ -149,29 +154,29 @@ def test_foreign_files_and_folders_in_a_cache_are_left_alone(make, filled):
 def test_hidden_files_of_dead_writers_are_deleted(filled):
     cache, _ = filled
     for folder in (".", "shards", "commits", "kept", "extractions"):
-        (cache.folder / folder).mkdir(exist_ok=True)
-        (cache.folder / folder / ".half.json.0123abcd").write_text("{")
+        (Path(cache.url) / folder).mkdir(exist_ok=True)
+        (Path(cache.url) / folder / ".half.json.0123abcd").write_text("{")
     assert cache.prepare() == 0
-    assert not list(cache.folder.rglob(".*"))
+    assert not list(Path(cache.url).rglob(".*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b'{"rows": 1}', b"\xff", b"[" * 100_000])
 def test_a_damaged_extraction_record_is_named_and_an_extraction_deletes_it(content, filled):
     cache, _ = filled
     cache.record_extraction({"dataset": ["films", "--limit", "9"], "options": []})
-    (whole,) = cache.folder.glob("extractions/*")
+    (whole,) = Path(cache.url).glob("extractions/*")
     (record := whole.with_name(f"9{whole.name[1:]}")).write_bytes(content)
     message = rf"extractions/{record.name} is damaged .*Run `llmembed extract films --limit 9 --cache .*` to write"
-    for use in (cache.last_extraction, lambda: Cache.latest(cache.folder.parent.parent, "films")):
+    for use in (cache.last_extraction, lambda: Cache.latest(Path(cache.url).parent.parent, "films")):
         with pytest.raises(CacheError, match=message):
             use()
     assert cache.prepare() == 0 and not record.exists()
-    assert Cache.latest(cache.folder.parent.parent).last_extraction()["dataset"] == ["films", "--limit", "9"]
+    assert Cache.latest(Path(cache.url).parent.parent).last_extraction()["dataset"] == ["films", "--limit", "9"]
 
 
 def test_an_extraction_record_without_a_seal_counts_if_it_is_well_formed(filled):
     cache, _ = filled
-    record = cache.folder / "extractions" / "20260101T000000.000000Z-abcd.json"
+    record = Path(cache.url) / "extractions" / "20260101T000000.000000Z-abcd.json"
     record.parent.mkdir()
     record.write_text(json.dumps(UNSEALED, indent=1))
     assert cache.last_extraction() == UNSEALED

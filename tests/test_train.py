@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -145,10 +146,11 @@ def test_missing_rows_are_counted_with_the_command_that_mends_it(pydocs, pydocs_
 
 def test_a_broken_shard_stops_training_with_one_line(pydocs, pydocs_cache, tmp_path):
     root = tmp_path / "cache"
-    copy = root / "pydocs" / Cache.latest(pydocs_cache).folder.name
-    for file in Cache.latest(pydocs_cache).folder.rglob("*.*"):
+    copy = root / "pydocs" / Cache.latest(pydocs_cache).name
+    whole = Path(Cache.latest(pydocs_cache).url)
+    for file in whole.rglob("*.*"):
         (copy / file.parent.name if file.parent.name != copy.name else copy).mkdir(parents=True, exist_ok=True)
-        (copy / file.relative_to(Cache.latest(pydocs_cache).folder)).write_bytes(file.read_bytes())
+        (copy / file.relative_to(whole)).write_bytes(file.read_bytes())
     shard = next(copy.glob("shards/*"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 4

@@ -2,6 +2,7 @@
 
 import json
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 
@@ -67,11 +68,11 @@ def assert_same_bits(values, expected):
 
 
 def shard_files(cache):
-    return sorted(cache.folder.glob("shards/*.parquet"))
+    return sorted(Path(cache.url).glob("shards/*.parquet"))
 
 
 def commit_files(cache):
-    return sorted(cache.folder.glob("commits/*.json"))
+    return sorted(Path(cache.url).glob("commits/*.json"))
 
 
 def flip_byte(path, values):
@@ -85,5 +86,5 @@ def recommit(cache, content, number=0):
     """Write a shard anew and let its commit say its size and SHA-256, as if it had been written so."""
     record = commit_files(cache)[number]
     commit = json.loads(record.read_text()) | {"bytes": len(content), "sha256": sha256(content).hexdigest()}
-    (cache.folder / commit["path"]).write_bytes(content)
+    (Path(cache.url) / commit["path"]).write_bytes(content)
     record.write_text(json.dumps(commit))

@@ -1,56 +1,98 @@
-"""The caches under a root folder: which there are, and which of them was extracted last.
+"""The caches under a root: which there are, and which of them was extracted last.
 
-In: a root, and names. Out: folders, chosen by the names of folders and records alone, so that a damaged cache is no
-hindrance to finding another one. Opens nothing.
+In: a root, and names. Out: the store of a cache, chosen by the names of folders and records, so that a damaged cache is
+no hindrance to finding another one. Knows no rows.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llmembed.backbones import BackboneSpec
 from llmembed.backbones.weights import KNOWN
 from llmembed.cache import commits, records
-from llmembed.cache.store import LocalStore
+from llmembed.cache.opening import open_last_extraction, open_spec
+from llmembed.cache.place import place_of
+from llmembed.cache.remedy import extract_command, recorded
 from llmembed.errors import CacheError
+from llmembed.storage import Store, list_names, size_of
 
 FOLDER = re.compile(r".+-[0-9a-f]{8}")
 
 
 class Found(NamedTuple):
-    """A folder that holds a cache, and the name of its newest extraction record, empty if no extraction finished."""
+    """The store of a cache, and the name of its newest extraction record, empty if no extraction finished."""
 
-    folder: Path
+    store: Store
     newest: str
 
 
-def list_caches(root: Path, dataset: str | None = None) -> list[Found]:
+def list_caches(root: Store, dataset: str | None = None) -> list[Found]:
     """List the caches under a root, or those of a data set alone; the one extracted last comes first.
 
     Raises:
         CacheError: a folder cannot be read.
     """
     found = []
-    for folder in _folders(root, dataset):
-        store = LocalStore(folder)
-        if store.size(records.SPEC) is not None or store.names(commits.FOLDER):
-            found.append(Found(folder, max(records.list_extractions(store), default="")))
+    for store in _stores(root, dataset):
+        if size_of(store, records.SPEC) is not None or list_names(store, commits.FOLDER):
+            found.append(Found(store, max(records.list_extractions(store), default="")))
     return sorted(found, key=lambda each: each.newest, reverse=True)
 
 
-def may_be_by(folder: Path, backbone: str) -> bool:
-    """Tell whether a cache can be by a backbone, which is a short name, a hub id, a path or the name of the folder."""
-    short = folder.name.rpartition("-")[0]
+def find_latest(
+    root: Store, dataset: str | None = None, backbone: str | None = None, words: Sequence[str] = ()
+) -> tuple[Store, BackboneSpec]:
+    """Find the cache that was extracted last, and read its spec; see `Cache.latest`.
+
+    Raises:
+        CacheError: there is none, or it is damaged, with the command that mends it.
+    """
+    damaged: tuple[str, CacheError] | None = None
+    for store, newest in list_caches(root, dataset):
+        try:
+            spec = open_spec(store, words)
+            if backbone is not None and not _is_by(store, spec, backbone):
+                continue
+            open_last_extraction(store, spec, words)
+        except CacheError as error:
+            if damaged is None and (backbone is None or _may_be_by(store, backbone)):
+                damaged = newest, error
+            continue
+        if damaged is None or damaged[0] == newest:
+            return store, spec
+        name = place_of(store).backbone
+        hint = f" Or name a whole one, with --backbone {name}." if dataset and backbone is None else ""
+        raise CacheError(f"{damaged[1]}{hint}")
+    if damaged is not None:
+        raise damaged[1]
+    what = f"embeddings of {dataset}" if dataset else "embeddings"
+    by = f" by {backbone}" if backbone else ""
+    option = ["--backbone", backbone] if backbone else []
+    command = extract_command(root.url, words or [dataset or "DATASET"], option)
+    raise CacheError(f"There are no {what}{by} in {root.url}. Run {command} first.")
+
+
+def _is_by(store: Store, spec: BackboneSpec, backbone: str) -> bool:
+    place, found_as = place_of(store), recorded(store).get("backbone")
+    return backbone in (place.backbone, place.name, spec.model, found_as) or str(Path(backbone).resolve()) == found_as
+
+
+def _may_be_by(store: Store, backbone: str) -> bool:
+    """Tell by its name whether a damaged cache can be by a backbone: a short name, a hub id, a path or that name."""
+    place = place_of(store)
+    short = place.backbone
     names = {backbone, backbone.rstrip("/").rpartition("/")[2].partition("@")[0], Path(backbone).resolve().name}
-    return folder.name == backbone or short in names or (short in KNOWN and KNOWN[short].repo == backbone)
+    return place.name == backbone or short in names or (short in KNOWN and KNOWN[short].repo == backbone)
 
 
-def _folders(root: Path, dataset: str | None) -> Iterator[Path]:
-    try:
-        for named in sorted(root.iterdir()) if dataset is None else [root / dataset]:
-            if named.is_dir():
-                yield from (each for each in sorted(named.iterdir()) if FOLDER.fullmatch(each.name) and each.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise CacheError(f"{error.filename or root} cannot be read: {error.strerror}.") from error
+def _stores(root: Store, dataset: str | None) -> Iterator[Store]:
+    for folder in _folders(root, "") if dataset is None else [dataset]:
+        for name in _folders(root, folder):
+            if FOLDER.fullmatch(name.rpartition("/")[2]):
+                yield root.child(name)
+
+
+def _folders(root: Store, folder: str) -> list[str]:
+    return [entry.name for entry in root.entries(folder) if entry.kind == "folder"]

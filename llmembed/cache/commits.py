@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmembed.backbones import BackboneSpec
+from llmembed.cache.content import DamageError, digest_content, open_content
 from llmembed.cache.shard import ShardView
-from llmembed.cache.store import LocalStore, in_the_way
+from llmembed.storage import Store, in_the_way, list_names
 
 FOLDER = "commits"
 RECORD = re.compile(r"commits/([0-9a-f]{24})\.json")
@@ -45,10 +45,6 @@ class Record:
     fault: str = ""
 
 
-class DamageError(ValueError):
-    """A shard is not what its commit or the spec says."""
-
-
 class Shard:
     """A shard as it was opened.
 
@@ -57,17 +53,17 @@ class Shard:
         view: its columns.
     """
 
-    def __init__(self, store: LocalStore, commit: Commit, spec: BackboneSpec) -> None:
+    def __init__(self, store: Store, commit: Commit, spec: BackboneSpec) -> None:
         self.commit = commit
         self._store = store
-        self._stamp = store.stamp(commit.path)
-        size = store.size(commit.path)
-        if size is None:
+        found = store.stat(commit.path)
+        if found is None:
             raise DamageError("is missing")
-        if size != commit.bytes:
-            raise DamageError(f"has {size:,} bytes, its commit says {commit.bytes:,}")
+        if found.size != commit.bytes:
+            raise DamageError(f"has {found.size:,} bytes, its commit says {commit.bytes:,}")
+        self._stamp = found.stamp
         try:
-            content = store.map(commit.path)
+            content = open_content(store, commit.path, found.size)
             self.view = ShardView(content, commit.rows, spec.layers, spec.dtype, spec.dim, spec.fingerprint)
         except FileNotFoundError as error:
             raise DamageError("is missing") from error
@@ -78,38 +74,43 @@ class Shard:
 
     @cached_property
     def _digest(self) -> str:
-        # Of the very bytes that are mapped: a path could lead to another file by now.
-        return sha256(self.view.content).hexdigest()
+        # Where it is mapped, of the very bytes that are: the name could lead to another file by now.
+        return digest_content(self.view.content)
 
     def fault(self) -> str:
         """Say what is wrong with the shard, whose bytes are hashed for it; empty if nothing is."""
-        if self._store.size(self.commit.path) is None:
+        found = self._store.stat(self.commit.path)
+        if found is None:
             return "is missing"
-        if self.changed():
-            self._stamp = self._store.stamp(self.commit.path)
+        if found.stamp != self._stamp:
+            self._stamp = found.stamp
             self.__dict__.pop("_digest", None)
-        return "" if self._digest == self.commit.sha256 else "has another SHA-256 than its commit says"
+        try:
+            return "" if self._digest == self.commit.sha256 else "has another SHA-256 than its commit says"
+        except DamageError as damage:
+            return str(damage)
 
     def changed(self) -> bool:
         """Tell whether somebody has written to the file since it was opened."""
-        return self._store.stamp(self.commit.path) not in (self._stamp, None)
+        found = self._store.stat(self.commit.path)
+        return found is not None and found.stamp != self._stamp
 
 
-def refuse_foreign(store: LocalStore) -> None:
+def refuse_foreign(store: Store) -> None:
     """Refuse a cache in which something that is no file has the name of a record.
 
     Raises:
         CacheError: there is such a thing; it is named.
     """
-    for name in store.others(FOLDER):
-        if RECORD.fullmatch(name):
-            raise in_the_way(store.path(name), "a regular file")
+    for entry in store.entries(FOLDER):
+        if entry.kind != "regular" and RECORD.fullmatch(entry.name):
+            raise in_the_way(f"{store.url}/{entry.name}", "a regular file")
 
 
-def read_records(store: LocalStore) -> list[Record]:
+def read_records(store: Store) -> list[Record]:
     """Read the commit records, in the order of their names."""
     records = []
-    for name in store.names(FOLDER):
+    for name in list_names(store, FOLDER):
         # Other files are none of ours: a text counts only by a record of this name.
         if RECORD.fullmatch(name):
             try:
@@ -120,7 +121,7 @@ def read_records(store: LocalStore) -> list[Record]:
     return records
 
 
-def open_shards(store: LocalStore, commits: Sequence[Commit], spec: BackboneSpec) -> list[Shard | DamageError]:
+def open_shards(store: Store, commits: Sequence[Commit], spec: BackboneSpec) -> list[Shard | DamageError]:
     """Open the shards of commits: each as it is, or what is wrong with it."""
 
     def open_shard(commit: Commit) -> Shard | DamageError:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmembed.cache.content import Content
 from llmembed.cache.thrift import read_struct
 from llmembed.identity import KEY_BYTES
 
@@ -45,18 +46,17 @@ def list_columns(layers: Sequence[int], width: int) -> list[Column]:
 
 
 def find_columns(
-    content: Any, rows: int, columns: Sequence[Column], description: Mapping[str, Any]
+    content: Content, rows: int, columns: Sequence[Column], description: Mapping[str, Any]
 ) -> dict[str, tuple[int, int]]:
-    """Return first byte and end of the values of each column of a Parquet file, which is a buffer of bytes.
+    """Return first byte and end of the values of each column of a Parquet file; of the values none is read.
 
     Raises:
         ValueError: it is not laid out like a shard of these columns and rows, or describes itself differently.
     """
-    view = memoryview(content)
     values = sum(column.size(rows) for column in columns)
-    if not 0 <= len(view) - values <= OVERHEAD_BYTES:
-        raise ValueError(f"has {len(view):,} bytes, which do not fit {rows:,} rows of this cache")
-    footer, metadata = _read_footer(view)
+    if not 0 <= len(content) - values <= OVERHEAD_BYTES:
+        raise ValueError(f"has {len(content):,} bytes, which do not fit {rows:,} rows of this cache")
+    footer, metadata = _read_footer(content)
     found = _description(metadata)
     for name, value in description.items():
         if found.get(name) != value:
@@ -71,33 +71,34 @@ def find_columns(
     ranges, start = {}, len(MAGIC)
     for column, chunk in zip(columns, chunks, strict=True):
         # The columns lie one after the other: each begins where the last one ends.
-        stop = _check_chunk(view, column, chunk, rows, start, footer)
+        stop = _check_chunk(content, column, chunk, rows, start, footer)
         ranges[column.name], start = (stop - column.size(rows), stop), stop
     if start != footer:
         raise ValueError(f"has {footer - start:,} bytes that belong to no column")
     return ranges
 
 
-def read_description(content: Any) -> dict[str, Any]:
+def read_description(content: Content) -> dict[str, Any]:
     """Return what a shard says of itself, empty if it cannot be read."""
     try:
-        return _description(_read_footer(memoryview(content))[1])
+        return _description(_read_footer(content)[1])
     except ValueError:
         return {}
 
 
-def _read_footer(view: memoryview) -> tuple[int, dict[int, Any]]:
+def _read_footer(content: Content) -> tuple[int, dict[int, Any]]:
     """Return where the footer begins, and its fields by the numbers of Parquet's Thrift definition."""
-    size = int.from_bytes(view[-8:-4], "little")
-    if len(view) < 12 or view[:4] != MAGIC or view[-4:] != MAGIC or size > len(view) - 12:
+    end = memoryview(content[max(0, len(content) - OVERHEAD_BYTES) :])
+    size, whole = int.from_bytes(end[-8:-4], "little"), min(len(content) - 12, len(end) - 8)
+    if whole < 0 or content[: len(MAGIC)] != MAGIC or end[-4:] != MAGIC or size > whole:
         raise ValueError("is no whole Parquet file")
     try:
-        fields, stop = read_struct(view[:-8], len(view) - 8 - size)
+        fields, stop = read_struct(end[:-8], len(end) - 8 - size)
     except ValueError as error:
         raise ValueError(f"has a footer that cannot be read ({error})") from error
-    if stop != len(view) - 8:
+    if stop != len(end) - 8:
         raise ValueError("has a footer of another length than it says")
-    return len(view) - 8 - size, fields
+    return len(content) - 8 - size, fields
 
 
 def _description(metadata: dict[int, Any]) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def _check_schema(elements: Any, columns: Sequence[Column]) -> None:
             raise ValueError(f"has a column of another name or type in the place of {column.name}")
 
 
-def _check_chunk(view: memoryview, column: Column, chunk: Any, rows: int, start: int, footer: int) -> int:
+def _check_chunk(content: Content, column: Column, chunk: Any, rows: int, start: int, footer: int) -> int:
     """Return where a column ends that begins at `start`, and is one plain page."""
     about, size = _get(chunk, 3), column.size(rows)
     total = _get(about, 7)
@@ -141,12 +142,12 @@ def _check_chunk(view: memoryview, column: Column, chunk: Any, rows: int, start:
     if _get(chunk, 1) is not None or not isinstance(total, int) or not size < total <= footer - start:
         raise ValueError(f"has a column {column.name} that does not lie in the file")
     try:
-        page, values = read_struct(view, start)
+        page, end = read_struct(memoryview(content[start : start + total - size]), 0)
     except ValueError as error:
         raise ValueError(f"has a column {column.name} whose page cannot be read ({error})") from error
     # Kind, two sizes, and of the data page the number of its values and their encoding.
     header = [*(_get(page, number) for number in (1, 2, 3)), *(_get(page.get(5), number) for number in (1, 2))]
-    if header != [0, size, size, rows, PLAIN] or values + size != start + total:
+    if header != [0, size, size, rows, PLAIN] or end != total - size:
         raise ValueError(f"has a column {column.name} that is not one plain page")
     return start + total
 

@@ -7,35 +7,15 @@ extraction tries its text again, as it does all of them. Knows no model.
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from llmembed.backbones import BadText
 from llmembed.identity import KEY_BYTES, seal, unseal
+from llmembed.storage import Store, list_names
 
 FOLDER = "quarantine"
 KEY = re.compile(f"[0-9a-f]{{{2 * KEY_BYTES}}}")
-
-
-class Store(Protocol):
-    """What it needs of a store."""
-
-    def create(self, name: str, content: bytes) -> bool:
-        """Create a whole file unless one of that name exists; give whether it was created."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Read a whole file."""
-        ...
-
-    def names(self, folder: str) -> list[str]:
-        """List the files of a folder."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Delete a file; one that is gone already is no error."""
-        ...
 
 
 class Quarantined(BaseModel):
@@ -69,7 +49,7 @@ class Quarantine:
 
     def keys(self) -> set[bytes]:
         """Return the keys of all records, also of those that were changed."""
-        names = (name.removeprefix(f"{FOLDER}/").removesuffix(".json") for name in self._store.names(FOLDER))
+        names = (name.removeprefix(f"{FOLDER}/").removesuffix(".json") for name in list_names(self._store, FOLDER))
         return {bytes.fromhex(name) for name in names if KEY.fullmatch(name)}
 
     def records(self) -> dict[bytes, Quarantined]:
@@ -100,8 +80,7 @@ class Quarantine:
                 skip=skip,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
-            self._store.delete(_name(key))
-            self._store.create(_name(key), seal(record.model_dump(mode="json")))
+            self._store.put(_name(key), seal(record.model_dump(mode="json")))
 
     def release(self, keys: Iterable[bytes]) -> None:
         """Delete the records of texts that have embeddings now."""

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache.shard import FORMAT
-from llmembed.cache.store import LocalStore
 from llmembed.choices import OnEmpty
 from llmembed.identity import SEAL, seal, unseal
+from llmembed.storage import Store, list_names
 
 SPEC = "spec.json"
 FOLDER = "extractions"
@@ -73,16 +73,16 @@ class _UnsealedExtraction(BaseModel):
     backbone: str
 
 
-def write_spec(store: LocalStore, spec: BackboneSpec) -> None:
+def write_spec(store: Store, spec: BackboneSpec) -> None:
     """Write whose embeddings the folder holds, in the place of what is there.
 
     Raises:
         CacheError: it cannot be written.
     """
-    store.replace(SPEC, json.dumps({"format": FORMAT, "spec": spec.model_dump(mode="json")}, indent=1).encode())
+    store.put(SPEC, json.dumps({"format": FORMAT, "spec": spec.model_dump(mode="json")}, indent=1).encode())
 
 
-def read_spec(store: LocalStore) -> BackboneSpec:
+def read_spec(store: Store) -> BackboneSpec:
     """Read whose embeddings the folder holds.
 
     Raises:
@@ -100,7 +100,7 @@ def read_spec(store: LocalStore) -> BackboneSpec:
         raise ValueError(_first(error)) from error
 
 
-def write_extraction(store: LocalStore, report: Mapping[str, Any]) -> None:
+def write_extraction(store: Store, report: Mapping[str, Any]) -> None:
     """Write the report of a finished extraction, sealed, under a name that tells the time.
 
     Raises:
@@ -110,12 +110,12 @@ def write_extraction(store: LocalStore, report: Mapping[str, Any]) -> None:
     store.create(f"{FOLDER}/{moment}-{secrets.token_hex(2)}.json", seal(report))
 
 
-def list_extractions(store: LocalStore) -> list[str]:
+def list_extractions(store: Store) -> list[str]:
     """List the reports of finished extractions by name, the oldest first, without a look into them."""
-    return [name for name in store.names(FOLDER) if EXTRACTION.fullmatch(name)]
+    return [name for name in list_names(store, FOLDER) if EXTRACTION.fullmatch(name)]
 
 
-def read_extraction(store: LocalStore, name: str) -> dict[str, Any]:
+def read_extraction(store: Store, name: str) -> dict[str, Any]:
     """Read the report of an extraction.
 
     Raises:
@@ -135,7 +135,7 @@ def read_extraction(store: LocalStore, name: str) -> dict[str, Any]:
         raise ValueError(_first(error)) from error
 
 
-def salvage_extraction(store: LocalStore, name: str) -> dict[str, Any]:
+def salvage_extraction(store: Store, name: str) -> dict[str, Any]:
     """Return what a damaged report still says of how to extract again: good for a command to propose, no more."""
     try:
         found = json.loads(store.read(name))

@@ -1,6 +1,6 @@
 """The command that brings what a cache lacks or mends what is damaged in it.
 
-In: the folder of a cache, and what is known of how it was extracted. Out: a command line. Reads records only as far as
+In: the store of a cache, and what is known of how it was extracted. Out: a command line. Reads records only as far as
 they are whole, so that an error can always name a command.
 """
 
@@ -12,12 +12,13 @@ from typing import Any
 
 from llmembed.backbones import BackboneSpec
 from llmembed.backbones.weights import KNOWN
+from llmembed.cache.place import place_of
 from llmembed.cache.records import list_extractions, read_extraction, salvage_extraction
-from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
+from llmembed.storage import Store
 
 
-def recorded(store: LocalStore) -> dict[str, Any]:
+def recorded(store: Store) -> dict[str, Any]:
     """Return the newest report of an extraction that is whole, or what is left of a damaged one, or nothing."""
     names = list(reversed(list_extractions(store)))
     for name in names:
@@ -29,7 +30,7 @@ def recorded(store: LocalStore) -> dict[str, Any]:
 
 
 def mend_command(
-    folder: Path,
+    store: Store,
     spec: BackboneSpec | None = None,
     dataset: Sequence[str] | None = None,
     otherwise: Sequence[str] = (),
@@ -39,16 +40,16 @@ def mend_command(
     Its options are those of the last extraction, or else those that give the spec, as far as it is known. `otherwise`
     are the words of the data set where no extraction tells them.
     """
-    last, backbone = recorded(LocalStore(folder)), folder.name.rpartition("-")[0]
-    options = ["--backbone", backbone] if spec is None else _spec_words(backbone, spec)
-    words = dataset or last.get("dataset") or otherwise or [folder.parent.name]
-    return extract_command(folder.parent.parent, words, last.get("options", options))
+    last, place = recorded(store), place_of(store)
+    options = ["--backbone", place.backbone] if spec is None else _spec_words(place.backbone, spec)
+    words = dataset or last.get("dataset") or otherwise or [place.dataset]
+    return extract_command(place.root, words, last.get("options", options))
 
 
-def extract_command(root: Path, dataset: Sequence[str], options: Sequence[str]) -> str:
+def extract_command(root: str, dataset: Sequence[str], options: Sequence[str]) -> str:
     """Return the command that extracts a data set, given by its words, to the caches under a root."""
-    place = [] if root == Path("cache") else ["--cache", str(root)]
-    return f"`{shlex.join(['llmembed', 'extract', *dataset, *options, *place])}`"
+    where = [] if root == "cache" else ["--cache", root]
+    return f"`{shlex.join(['llmembed', 'extract', *dataset, *options, *where])}`"
 
 
 def _spec_words(backbone: str, spec: BackboneSpec) -> list[str]:

@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from llmembed.backbones import BackboneSpec
-from llmembed.cache import commits, kept, records
+from llmembed.cache import commits, derived, records
 from llmembed.cache.commits import SHARD, Record, find_faults, open_shards, read_records, refuse_foreign
-from llmembed.cache.store import ORPHAN_SECONDS, LocalStore
 from llmembed.errors import CacheError
+from llmembed.storage import ORPHAN_SECONDS, Store, list_names
 
 
 class Damage(NamedTuple):
@@ -23,7 +23,7 @@ class Damage(NamedTuple):
     fault: str
 
 
-def find_damage(store: LocalStore, spec: BackboneSpec) -> list[Damage]:
+def find_damage(store: Store, spec: BackboneSpec) -> list[Damage]:
     """Read every record and hash every shard; return what is damaged.
 
     Raises:
@@ -37,7 +37,7 @@ def find_damage(store: LocalStore, spec: BackboneSpec) -> list[Damage]:
     return damaged + [Damage(record, fault) for (record, _), fault in zip(whole, faults, strict=True) if fault]
 
 
-def take_out(store: LocalStore, damage: Sequence[Damage]) -> None:
+def take_out(store: Store, damage: Sequence[Damage]) -> None:
     """Delete damaged commit records and the shards of theirs, as long as the records are still the same.
 
     Another process may have mended the damage in the meantime: its record has the same name, and stays.
@@ -54,11 +54,11 @@ def take_out(store: LocalStore, damage: Sequence[Damage]) -> None:
                     store.delete(record.name)
     for record, _ in damage:
         # The path of a damaged record may lead anywhere. What is no file is not ours.
-        if record.commit is not None and store.size(record.commit.path) is not None:
+        if record.commit is not None and store.stat(record.commit.path) is not None:
             store.delete(record.commit.path)
 
 
-def delete_damaged_extractions(store: LocalStore) -> None:
+def delete_damaged_extractions(store: Store) -> None:
     """Delete the reports of extractions that are damaged; the next one writes its own."""
     for name in records.list_extractions(store):
         try:
@@ -69,14 +69,14 @@ def delete_damaged_extractions(store: LocalStore) -> None:
             store.delete(name)
 
 
-def delete_leftovers(store: LocalStore) -> None:
+def delete_leftovers(store: Store) -> None:
     """Delete hidden files of dead writers, and shards that nobody has committed within an hour."""
-    for folder in (".", "shards", commits.FOLDER, records.FOLDER, kept.FOLDER):
+    for folder in ("", "shards", commits.FOLDER, records.FOLDER, derived.FOLDER):
         store.sweep(folder)
     committed = {record.commit.path for record in read_records(store) if record.commit is not None}
-    for name in store.names("shards"):
-        orphan = SHARD.fullmatch(name) is not None and name not in committed
+    for name in list_names(store, "shards"):
+        found = store.stat(name) if SHARD.fullmatch(name) is not None and name not in committed else None
         # One that cannot be deleted harms nobody.
-        if orphan and store.age(name, time.time()) > ORPHAN_SECONDS:
+        if found is not None and time.time() - found.modified > ORPHAN_SECONDS:
             with suppress(CacheError):
                 store.delete(name)

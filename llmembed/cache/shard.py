@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmembed.cache.content import Content
 from llmembed.cache.layout import OVERHEAD_BYTES, find_columns, list_columns
 from llmembed.identity import KEY_BYTES
 
@@ -77,24 +78,25 @@ def encode_shard(rows: Rows, layers: Sequence[int], fingerprint: str) -> memoryv
 
 
 class ShardView:
-    """Views of a shard's columns in a memory-mapped file, which is opened only if all of it is as it must be.
+    """Views of a shard's columns, which is opened only if all of it is as it must be.
 
     Nothing but its footer, its page headers and its keys is read until a value is looked at.
 
     Attributes:
-        content: the bytes of the file.
+        content: its bytes, of which ranges are views where they are mapped, and read where not.
         shard_id: the hash of the keys that it holds.
 
     Raises:
         ValueError: what of the file is not as it must be.
     """
 
-    def __init__(self, content: Any, rows: int, layers: Sequence[int], dtype: str, dim: int, fingerprint: str) -> None:
+    def __init__(
+        self, content: Content, rows: int, layers: Sequence[int], dtype: str, dim: int, fingerprint: str
+    ) -> None:
         self._dtype = np.dtype(dtype).newbyteorder("<")
         columns = list_columns(layers, dim * self._dtype.itemsize)
         self._ranges = find_columns(content, rows, columns, describe(layers, dtype, dim, fingerprint))
-        self._bytes = np.frombuffer(content, np.uint8)
-        self._rows = rows
+        self._rows, self._dim = rows, dim
         self.content = content
         self.shard_id = _hash_keys(self._values("key"))
 
@@ -115,12 +117,29 @@ class ShardView:
         return np.unpackbits(self._values("truncated"), count=self._rows, bitorder="little").astype(bool)
 
     def layer(self, layer: int) -> np.ndarray:
-        """Return the embeddings of one layer, [rows, dim] in the dtype on disk, without a copy."""
+        """Return the embeddings of one layer, [rows, dim] in the dtype on disk; a view where mapped."""
         return self._values(f"layer_{layer}").view(self._dtype).reshape(self._rows, -1)
+
+    def take(self, layer: int, rows: np.ndarray) -> np.ndarray:
+        """Return rows of one layer, [rows, dim]; of what is not mapped, the bytes from the first to the last are read.
+
+        Raises:
+            DamageError: what is not mapped is gone, or shorter than it was.
+        """
+        if isinstance(self.content, memoryview):
+            first, values = 0, self.layer(layer)
+        else:
+            first, (start, _) = int(rows.min()), self._ranges[f"layer_{layer}"]
+            width = self._dim * self._dtype.itemsize
+            between = self.content[start + first * width : start + (int(rows.max()) + 1) * width]
+            values = np.frombuffer(between, self._dtype).reshape(-1, self._dim)
+        taken: np.ndarray = values[rows - first]
+        return taken
 
     def _values(self, column: str) -> np.ndarray:
         start, stop = self._ranges[column]
-        return self._bytes[start:stop]
+        values: np.ndarray = np.frombuffer(self.content[start:stop], np.uint8)
+        return values
 
 
 def describe(layers: Sequence[int], dtype: str, dim: int, fingerprint: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writing a shard so that it counts: the file under a new name, then the record that makes it count.
+"""Writing a shard so that it counts: the object under a new name, then the record that makes it count.
 
 In: rows, and the folder of a cache that is claimed. Out: a committed shard, or the news that another writer had
 committed the same keys; no file that nothing leads to.
@@ -12,11 +12,11 @@ from hashlib import sha256
 from llmembed.backbones import BackboneSpec
 from llmembed.cache.commits import FOLDER, Commit
 from llmembed.cache.shard import Rows, encode_shard, make_shard_id
-from llmembed.cache.store import LocalStore
 from llmembed.errors import CacheError
+from llmembed.storage import Store
 
 
-def write_shard(store: LocalStore, spec: BackboneSpec, rows: Rows, engine: dict[str, str]) -> bool:
+def write_shard(store: Store, spec: BackboneSpec, rows: Rows, engine: dict[str, str]) -> bool:
     """Write one shard and commit it; return whether it counts, or another writer had committed the same keys.
 
     Raises:
@@ -41,7 +41,7 @@ def write_shard(store: LocalStore, spec: BackboneSpec, rows: Rows, engine: dict[
         won = store.create(record, commit.model_dump_json(indent=1).encode())
     except CacheError:
         # A full disk has its room back at once; a shard that a record may lead to stays.
-        if store.size(record) is None:
+        if store.stat(record) is None:
             store.delete(path)
         raise
     if not won:

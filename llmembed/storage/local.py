@@ -1,8 +1,7 @@
-"""A folder of whole files: put, create if absent, replace, list, read, delete.
+"""A store in a local folder: every object is a file, and mapping, links and locks are the file system's.
 
-That is all that the cache asks of storage, so that an object store can stand in for a local folder without a new
-format. A file appears under its name at once and whole, or not at all; only regular files count, and no link is
-followed. Knows bytes and names, nothing of what they mean.
+In: names and bytes. Out: the same. A file appears under its name at once and whole, or not at all; only regular files
+count, and no link is followed. Knows bytes and names, nothing of what they mean.
 """
 
 import errno
@@ -17,12 +16,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from llmembed.cache.locks import NoLocksError, locked, try_lock
 from llmembed.errors import CacheError
+from llmembed.storage import ORPHAN_SECONDS, Entry, Kind, Stat, in_the_way
+from llmembed.storage.locks import NoLocksError, locked, try_lock
 
 Placed = TypeVar("Placed")
-# Who writes a file holds the lock on it. Where there are no locks, what is older than this belongs to a dead writer.
-ORPHAN_SECONDS = 3600.0
 # A file that is being written: hidden, and the name that it will have.
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}")
 # How often a writer begins again whose hidden file was deleted: by one on another machine, whose locks do not reach.
@@ -36,31 +34,26 @@ class LocalStore:
     """Files under one local folder; names are relative paths with forward slashes."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._folder = folder
 
-    def path(self, name: str) -> Path:
-        """Return the path of a file."""
-        return self.folder / name
+    @property
+    def url(self) -> str:
+        """Return the path of the folder."""
+        return str(self._folder)
+
+    def child(self, folder: str) -> "LocalStore":
+        """Return the store of a folder below this one."""
+        return LocalStore(self._path(folder))
 
     def put(self, name: str, content: bytes | memoryview) -> None:
-        """Write a file under a name never used before and flush it to disk.
+        """Write a file and flush it to disk, in the place of the one that has its name, if there is one.
 
         Raises:
             CacheError: the folder cannot be written to, or is full; nothing is left of the file.
         """
-        if os.path.lexists(self.path(name)):
-            raise FileExistsError(self.path(name))
-        self._place(name, content, os.rename)
-
-    def replace(self, name: str, content: bytes) -> None:
-        """Write a file in the place of the one that has its name, if there is one.
-
-        Raises:
-            CacheError: as `put`.
-        """
         self._place(name, content, os.replace)
 
-    def create(self, name: str, content: bytes) -> bool:
+    def create(self, name: str, content: bytes | memoryview) -> bool:
         """Create a file unless one of that name exists; return whether it is there with this content.
 
         Of callers with different contents exactly one wins. A hard link does it, which fails if the name is taken;
@@ -89,17 +82,18 @@ class LocalStore:
 
         return self._place(name, content, link)
 
-    def read(self, name: str) -> bytes:
-        """Read a whole file.
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Read a file, or a range of its bytes.
 
         Raises:
             FileNotFoundError: there is none, or what has the name is not a regular file.
             CacheError: it cannot be read.
         """
         with self._open(name) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
+            file.seek(start)
+            return file.read(-1 if stop is None else max(0, stop - start))
 
-    def map(self, name: str) -> mmap.mmap | bytes:
+    def map(self, name: str) -> memoryview:
         """Map a whole file into memory, without reading it.
 
         Raises:
@@ -107,38 +101,30 @@ class LocalStore:
         """
         with self._open(name) as descriptor:
             size = os.fstat(descriptor).st_size
-            return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) if size else b""
+            return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) if size else b"")
 
-    def names(self, folder: str) -> list[str]:
-        """List the regular files of a folder, sorted; hidden ones, among them those being written, are left out.
-
-        Raises:
-            CacheError: the folder cannot be read.
-        """
-        return sorted(f"{folder}/{name}" for name in self._entries(folder) if not name.startswith("."))
-
-    def others(self, folder: str) -> list[str]:
-        """List what lies in a folder and is no regular file: folders, links, pipes.
+    def entries(self, folder: str) -> list[Entry]:
+        """List a folder, sorted; hidden files, among them those being written, are left out.
 
         Raises:
             CacheError: the folder cannot be read.
         """
-        return sorted(f"{folder}/{name}" for name in self._entries(folder, regular=False))
+        above = f"{folder}/" if folder else ""
+        found = self._entries(folder)
+        return [
+            Entry(f"{above}{name}", kind)
+            for name, kind in sorted(found.items())
+            if kind != "regular" or not name.startswith(".")
+        ]
 
-    def size(self, name: str) -> int | None:
-        """Return the size in bytes, or None if there is no such regular file."""
-        found = self._stat(name)
-        return None if found is None else found.st_size
+    def stat(self, name: str) -> Stat | None:
+        """Return size, i-node and time of a file, None if there is no such regular file.
 
-    def stamp(self, name: str) -> tuple[int, int] | None:
-        """Return what changes when a file is written to or another one takes its place; None if there is none."""
+        Raises:
+            CacheError: it may not be looked at.
+        """
         found = self._stat(name)
-        return None if found is None else (found.st_ino, found.st_mtime_ns)
-
-    def age(self, name: str, now: float) -> float:
-        """Return the seconds since a file was written, 0 if another writer has deleted it."""
-        found = self._stat(name)
-        return 0.0 if found is None else now - found.st_mtime
+        return None if found is None else Stat(found.st_size, (found.st_ino, found.st_mtime_ns), found.st_mtime)
 
     def delete(self, name: str) -> None:
         """Delete a file; one that is gone already is no error.
@@ -146,39 +132,27 @@ class LocalStore:
         Raises:
             CacheError: it cannot be deleted.
         """
-        with _explained(self.path(name), "deleted"):
-            self.path(name).unlink(missing_ok=True)
+        with _explained(self._path(name), "deleted"):
+            self._path(name).unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the lock of the folder, against other writers; nothing is held where there are no locks."""
         with ExitStack() as held:
-            with _explained(self.path(".lock"), "locked"), suppress(NoLocksError):
-                held.enter_context(locked(self.path(".lock")))
+            with _explained(self._path(".lock"), "locked"), suppress(NoLocksError):
+                held.enter_context(locked(self._path(".lock")))
             yield
 
     def sweep(self, folder: str) -> None:
         """Delete the hidden files that dead writers left in a folder; one that cannot be deleted is no error."""
-        for name in self._entries(folder):
-            if PARTIAL.fullmatch(name):
+        for name, kind in self._entries(folder).items():
+            if kind == "regular" and PARTIAL.fullmatch(name):
                 with suppress(OSError):
-                    self._sweep(f"{folder}/{name}")
-
-    def _sweep(self, name: str) -> None:
-        descriptor = os.open(self.path(name), os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-        try:
-            try:
-                dead = try_lock(descriptor)
-            except NoLocksError:
-                dead = self.age(name, time.time()) > ORPHAN_SECONDS
-            if dead:
-                self.path(name).unlink()
-        finally:
-            os.close(descriptor)
+                    _sweep(self._path(folder) / name)
 
     def _place(self, name: str, content: bytes | memoryview, place: Callable[[Path, Path], Placed]) -> Placed:
         """Write a hidden file beside its place, under its lock, and let `place` bring it there."""
-        path = self.path(name)
+        path = self._path(name)
         with _explained(path, "written"):
             for _ in range(ATTEMPTS):
                 partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -201,35 +175,35 @@ class LocalStore:
                 return placed
         raise CacheError(f"{path} cannot be written: another program deletes it meanwhile.")
 
-    def _rename_if_absent(self, name: str, content: bytes, partial: Path) -> bool:
+    def _rename_if_absent(self, name: str, content: bytes | memoryview, partial: Path) -> bool:
         try:
-            with locked(self.path(".lock")):
-                if os.path.lexists(self.path(name)):
+            with locked(self._path(".lock")):
+                if os.path.lexists(self._path(name)):
                     return self._holds(name, content) or self._taken(name)
-                partial.rename(self.path(name))
+                partial.rename(self._path(name))
                 return True
         except NoLocksError as error:
             raise CacheError(
-                f"{self.folder} lies on a file system with neither hard links nor locks, on which two writers could "
+                f"{self._folder} lies on a file system with neither hard links nor locks, on which two writers could "
                 "overwrite each other. Name a folder on another one."
             ) from error
 
-    def _holds(self, name: str, content: bytes) -> bool:
+    def _holds(self, name: str, content: bytes | memoryview) -> bool:
         try:
             return self.read(name) == content
         except FileNotFoundError:
             return False
 
     def _taken(self, name: str) -> bool:
-        if self.size(name) is None and os.path.lexists(self.path(name)):
-            raise in_the_way(self.path(name), "a regular file")
+        if self._stat(name) is None and os.path.lexists(self._path(name)):
+            raise in_the_way(self._path(name), "a regular file")
         return False
 
     def _stat(self, name: str) -> os.stat_result | None:
         # What may not be looked at is not missing: to take it for that would throw away what is whole.
-        with _explained(self.path(name), "read"):
+        with _explained(self._path(name), "read"):
             try:
-                found = self.path(name).lstat()
+                found = self._path(name).lstat()
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return found if stat.S_ISREG(found.st_mode) else None
@@ -238,27 +212,30 @@ class LocalStore:
     def _open(self, name: str) -> Iterator[int]:
         # To open a pipe for reading waits for a writer, unless it is told not to.
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        with _explained(self.path(name), "read"):
+        with _explained(self._path(name), "read"):
             try:
-                descriptor = os.open(self.path(name), flags)
+                descriptor = os.open(self._path(name), flags)
             except OSError as error:
                 if self._stat(name) is None:
-                    raise FileNotFoundError(errno.ENOENT, "no such regular file", str(self.path(name))) from error
+                    raise FileNotFoundError(errno.ENOENT, "no such regular file", str(self._path(name))) from error
                 raise
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise FileNotFoundError(errno.ENOENT, "no such regular file", str(self.path(name)))
+                    raise FileNotFoundError(errno.ENOENT, "no such regular file", str(self._path(name)))
                 yield descriptor
             finally:
                 os.close(descriptor)
 
-    def _entries(self, folder: str, regular: bool = True) -> list[str]:
-        with _explained(self.path(folder), "read"):
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+    def _entries(self, folder: str) -> dict[str, Kind]:
+        with _explained(self._path(folder), "read"):
             try:
-                with os.scandir(self.path(folder)) as entries:
-                    return [entry.name for entry in entries if entry.is_file(follow_symlinks=False) is regular]
+                with os.scandir(self._path(folder)) as entries:
+                    return {entry.name: _kind(entry) for entry in entries}
             except (FileNotFoundError, NotADirectoryError):
-                return []
+                return {}
 
 
 @contextmanager
@@ -274,9 +251,27 @@ def _explained(path: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def in_the_way(path: Path, expected: str) -> CacheError:
-    """Return the error that something else has the name of a file or folder of ours."""
-    return CacheError(f"{path} is in the way: it is not {expected}. Move it elsewhere.")
+def _kind(entry: os.DirEntry[str]) -> Kind:
+    if entry.is_file(follow_symlinks=False):
+        return "regular"
+    # Folders that are linked to count: people put a large data set on another disk.
+    with suppress(OSError):
+        if entry.is_dir():
+            return "folder"
+    return "foreign"
+
+
+def _sweep(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        try:
+            dead = try_lock(descriptor)
+        except NoLocksError:
+            dead = time.time() - path.lstat().st_mtime > ORPHAN_SECONDS
+        if dead:
+            path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def _owned(descriptor: int, path: Path) -> bool:

@@ -12,11 +12,11 @@ import pytest
 
 from llmembed import features
 from llmembed import train as stage
-from llmembed.cache.kept import FOLDER, MOST_FILES, identify, recall, write
-from llmembed.cache.store import LocalStore
+from llmembed.cache.derived import FOLDER, MOST_FILES, find, identify, write
 from llmembed.errors import CacheError
-from llmembed.features import Features, fit_scalers, keep_scalers, locate_rows, open_sources, verified
+from llmembed.features import Features, fit_scalers, locate_rows, memoize_scalers, open_sources, verified
 from llmembed.matrix import Derived
+from llmembed.storage.local import LocalStore
 from llmembed.train import train, train_on
 
 ONES = {"ones": np.ones(3, np.float32)}
@@ -51,7 +51,7 @@ def test_what_is_kept_is_what_would_be_computed(pydocs, root):
     computed = fit_scalers(sources, rows)
     for _ in range(2):
         with verified(sources, rows):
-            np.testing.assert_array_equal(keep_scalers(sources, rows)[0].scale, computed[0].scale)
+            np.testing.assert_array_equal(memoize_scalers(sources, rows)[0].scale, computed[0].scale)
     assert len(kept_files(root)) == 1
     wide = Features(sources, rows, computed, "concat")
     for other in (wide.select_rows(np.arange(9)), Features(sources, rows, computed, "mean")):
@@ -67,21 +67,21 @@ def test_a_damaged_kept_file_is_made_again(tmp_path):
     (file,) = tmp_path.glob("kept/*")
     whole = file.read_bytes()
     file.write_bytes(whole[:-3] + b"abc")
-    assert recall(store, "name") is None and not file.exists()
+    assert find(store, "name") is None and not file.exists()
     write(store, "name", made)
-    again = recall(store, "name")
+    again = find(store, "name")
     np.testing.assert_array_equal(again.arrays["values"], made.arrays["values"])
     assert (again.info, again.memoized) == ({"why": "a test"}, True)
 
 
 def test_what_a_killed_run_left_half_written_is_deleted_by_the_next_one(tmp_path):
     store, identity = LocalStore(tmp_path), identify({"rows": 3})
-    assert recall(store, identity) is None
+    assert find(store, identity) is None
     write(store, identity, Derived(ONES))
     (whole,) = (tmp_path / FOLDER).iterdir()
     left = whole.with_name(f".{whole.name}.0123abcd")
     left.write_bytes(b"half")
-    assert recall(store, identity).memoized
+    assert find(store, identity).memoized
     assert not left.exists() and whole.exists()
 
 
@@ -92,7 +92,7 @@ def test_only_the_last_files_stay(tmp_path):
         for file in tmp_path.glob("kept/*"):
             os.utime(file, (file.stat().st_mtime - 1,) * 2)
     assert len(list(tmp_path.glob("kept/*"))) == MOST_FILES
-    assert recall(store, "0") is None and recall(store, str(MOST_FILES)) is not None
+    assert find(store, "0") is None and find(store, str(MOST_FILES)) is not None
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), PermissionError(13, "Permission denied")])
@@ -107,9 +107,9 @@ def test_a_kept_file_that_vanishes_or_cannot_be_deleted_is_no_error(error, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", fail)
-        assert recall(store, "name") is None
+        assert find(store, "name") is None
         patch.setattr(os, "open", fail)
-        assert recall(store, "name") is None
+        assert find(store, "name") is None
 
 
 def test_what_older_versions_kept_is_not_found():
@@ -147,7 +147,7 @@ def test_a_shard_that_is_written_to_after_it_was_hashed_is_hashed_again(pydocs, 
     with pytest.raises(CacheError, match=r"has another SHA-256"), verified(sources, rows):
         assert hashed.wait(60)
         change_values(next(root.glob("*/*/shards/*.parquet")))
-        keep_scalers(sources, rows)
+        memoize_scalers(sources, rows)
     assert kept_files(root) == []
 
 
