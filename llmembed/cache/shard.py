@@ -96,6 +96,7 @@ class ShardView:
         self._dtype = np.dtype(dtype).newbyteorder("<")
         columns = list_columns(layers, dim * self._dtype.itemsize)
         self._ranges = find_columns(content, rows, columns, describe(layers, dtype, dim, fingerprint))
+        self._mapped = np.frombuffer(content, np.uint8) if isinstance(content, memoryview) else None
         self._rows, self._dim = rows, dim
         self.content = content
         self.shard_id = _hash_keys(self._values("key"))
@@ -126,20 +127,18 @@ class ShardView:
         Raises:
             DamageError: what is not mapped is gone, or shorter than it was.
         """
-        if isinstance(self.content, memoryview):
-            first, values = 0, self.layer(layer)
-        else:
-            first, (start, _) = int(rows.min()), self._ranges[f"layer_{layer}"]
-            width = self._dim * self._dtype.itemsize
-            between = self.content[start + first * width : start + (int(rows.max()) + 1) * width]
-            values = np.frombuffer(between, self._dtype).reshape(-1, self._dim)
-        taken: np.ndarray = values[rows - first]
-        return taken
+        if self._mapped is not None:
+            taken: np.ndarray = self.layer(layer)[rows]
+            return taken
+        first, (start, _) = int(rows.min()), self._ranges[f"layer_{layer}"]
+        width = self._dim * self._dtype.itemsize
+        between = self.content[start + first * width : start + (int(rows.max()) + 1) * width]
+        span: np.ndarray = np.frombuffer(between, self._dtype).reshape(-1, self._dim)[rows - first]
+        return span
 
     def _values(self, column: str) -> np.ndarray:
         start, stop = self._ranges[column]
-        values: np.ndarray = np.frombuffer(self.content[start:stop], np.uint8)
-        return values
+        return np.frombuffer(self.content[start:stop], np.uint8) if self._mapped is None else self._mapped[start:stop]
 
 
 def describe(layers: Sequence[int], dtype: str, dim: int, fingerprint: str) -> dict[str, Any]:
