@@ -110,8 +110,8 @@ def tell_work() -> None:
         return tell
 
     torch.nn.Module.__call__ = told(torch.nn.Module.__call__)
-    for module, name in HEADS.values():
-        head = getattr(import_module(module), name)
+    for entry in HEADS.values():
+        head = getattr(import_module(entry.module), entry.class_name)
         head.fit = told(head.fit)
 
 
