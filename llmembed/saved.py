@@ -117,10 +117,8 @@ class SavedFiles:
                 raise self.damaged(name, f"{array_name!r} holds values that are no finite fractions")
         return arrays
 
-    def expect_arrays(
-        self, name: str, arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], dtypes: Iterable[str] = ("float32",)
-    ) -> None:
-        """Refuse arrays of a file that do not have exactly these names and shapes, and one of these dtypes.
+    def expect_arrays(self, name: str, arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse arrays of a file that do not have exactly these names and shapes, in float32.
 
         Raises:
             ClassifierError: another name, shape or dtype.
@@ -129,9 +127,9 @@ class SavedFiles:
             raise self.damaged(name, f"it holds {_some(arrays)}, expected {_some(shapes)}")
         for array_name, shape in shapes.items():
             array = arrays[array_name]
-            if array.shape != shape or array.dtype.name not in dtypes:
+            if array.shape != shape or array.dtype != np.float32:
                 found = f"{array.dtype.name} {list(array.shape)}"
-                raise self.damaged(name, f"{array_name!r} is {found}, expected {' or '.join(dtypes)} {list(shape)}")
+                raise self.damaged(name, f"{array_name!r} is {found}, expected float32 {list(shape)}")
 
 
 def checked_arguments(function: Callable[..., Any], given: Any) -> dict[str, Any]:

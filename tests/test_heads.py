@@ -150,7 +150,7 @@ def test_refusals_say_what_was_found_and_expected(name, digits, tmp_path):
 
 
 def test_unknown_heads_parameters_and_folders_are_refused():
-    with pytest.raises(UsageError, match="logistic, lda, gbdt, mlp"):
+    with pytest.raises(UsageError, match="mlp, gbdt, logistic, lda"):
         make_head("forest")
     with pytest.raises(UsageError, match="no parameter depth; it has batch_rows"):
         make_head("mlp", depth=3)

@@ -26,10 +26,10 @@ class Entry(NamedTuple):
 
 # Imported only when asked for, because torch, LightGBM and scikit-learn take seconds to import.
 HEADS = {
+    "mlp": Entry("llmembed.heads.mlp", "MLPHead", learns_fusions=True),
+    "gbdt": Entry("llmembed.heads.gbdt", "GBDTHead"),
     "logistic": Entry("llmembed.heads.logistic", "LogisticHead"),
     "lda": Entry("llmembed.heads.lda", "LDAHead"),
-    "gbdt": Entry("llmembed.heads.gbdt", "GBDTHead"),
-    "mlp": Entry("llmembed.heads.mlp", "MLPHead", learns_fusions=True),
 }
 Validation = tuple[MatrixLike, ArrayLike]
 

@@ -6,15 +6,14 @@ probabilities are, is chosen on rows that each fit had left out.
 
 import numpy as np
 
-from llmembed.heads.base import BaseHead, TrainingRows, Unseen
+from llmembed.heads.base import TrainingRows, Unseen
 from llmembed.heads.classes import ClassWeight
 from llmembed.heads.discriminant import SHRINKAGES, fit_discriminant
-from llmembed.heads.files import ARRAYS_FILE
-from llmembed.matrix import FloatArray, IntArray, Matrix, map_blocks
-from llmembed.saved import Arrays, SavedFiles
+from llmembed.heads.linear import LinearHead
+from llmembed.matrix import IntArray
 
 
-class LDAHead(BaseHead):
+class LDAHead(LinearHead):
     """Linear discriminant analysis with a shrunken covariance.
 
     Args:
@@ -46,14 +45,3 @@ class LDAHead(BaseHead):
         self.weight_, self.bias_ = fitted.weight, fitted.bias
         self.fit_info_ |= fitted.info
         return Unseen(fitted.logits, rows.y)
-
-    def _logits(self, features: FloatArray | Matrix) -> FloatArray:
-        return map_blocks(features, lambda block: block @ self.weight_ + self.bias_, len(self.classes_))
-
-    def _arrays(self) -> Arrays:
-        return {"weight": self.weight_, "bias": self.bias_}
-
-    def _restore(self, files: SavedFiles, arrays: Arrays) -> None:
-        shapes = {"weight": (self.n_features_in_, len(self.classes_)), "bias": (len(self.classes_),)}
-        files.expect_arrays(ARRAYS_FILE, arrays, shapes)
-        self.weight_, self.bias_ = arrays["weight"], arrays["bias"]

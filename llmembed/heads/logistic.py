@@ -13,20 +13,19 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from llmembed.heads.axes import Axes, find_axes
-from llmembed.heads.base import BaseHead, TrainingRows, Unseen
+from llmembed.heads.base import TrainingRows, Unseen
 from llmembed.heads.classes import ClassWeight
-from llmembed.heads.files import ARRAYS_FILE
+from llmembed.heads.linear import LinearHead
 from llmembed.heads.projection import fit_projection
 from llmembed.matrix import FloatArray, IntArray, Matrix, map_blocks, reduce_blocks
 from llmembed.parallel import one_blas_thread
-from llmembed.saved import Arrays, SavedFiles
 from llmembed.uncertainty.calibration import log_loss, softmax
 
 # Where no more than the order of the penalties is asked for, a tenth of the precision does.
 SEARCH_TOLERANCE = 10.0
 
 
-class LogisticHead(BaseHead):
+class LogisticHead(LinearHead):
     """Multinomial logistic regression with an L2 penalty.
 
     Args:
@@ -71,10 +70,10 @@ class LogisticHead(BaseHead):
             self.fit_info_ |= info
         with one_blas_thread():
             solution, unseen = self._solve(replace(rows, X=features, X_val=X_val))
-        self.weight_, self.bias_ = solution.weight, solution.bias
+        weight, bias = solution.weight, solution.bias
         if projection is not None:
-            self.weight_ = projection.weight @ solution.weight
-            self.bias_ = projection.offset @ solution.weight + solution.bias
+            weight, bias = projection.weight @ weight, projection.offset @ weight + bias
+        self.weight_, self.bias_ = np.asarray(weight, np.float32), np.asarray(bias, np.float32)
         self.fit_info_ |= {"iterations": solution.iterations, "converged": solution.converged}
         return unseen
 
@@ -110,17 +109,6 @@ class LogisticHead(BaseHead):
             best, best_logits, least = solution, logits, loss
         self.fit_info_["inverse_penalty"] = best.inverse_penalty
         return best, best_logits
-
-    def _logits(self, features: FloatArray | Matrix) -> FloatArray:
-        return map_blocks(features, lambda block: block @ self.weight_ + self.bias_, len(self.classes_))
-
-    def _arrays(self) -> Arrays:
-        return {"weight": self.weight_, "bias": self.bias_}
-
-    def _restore(self, files: SavedFiles, arrays: Arrays) -> None:
-        shapes = {"weight": (self.n_features_in_, len(self.classes_)), "bias": (len(self.classes_),)}
-        files.expect_arrays(ARRAYS_FILE, arrays, shapes, ("float32", "float64"))
-        self.weight_, self.bias_ = arrays["weight"], arrays["bias"]
 
 
 @dataclass(frozen=True)
