@@ -362,14 +362,15 @@ def reproduce(
 ) -> None:
     """Print the paper's table: its data sets, fusion by fusion, with baselines and published figures beside them."""
     from llmembed import reproduce as stage
+    from llmembed.paper import PAPER
     from llmembed.show import ProgressLine, show_reproduction
 
     fusions = parse_names("--fusion", fusion, get_args(Fusion))
     if len(parse_names("--head", head, get_args(HeadName))) > 1:
         raise UsageError(f"--head {head}: a table has one head; name one of {', '.join(get_args(HeadName))}.")
-    named = parse_names("--dataset", ",".join(dataset) if dataset else None, tuple(stage.PAPER))
+    named = parse_names("--dataset", ",".join(dataset) if dataset else None, tuple(PAPER))
     check_folder("--out", out)
-    datasets = [load(name, limit=limit) for name in stage.PAPER if not named or name in named]
+    datasets = [load(name, limit=limit) for name in PAPER if not named or name in named]
     with ProgressLine("reading the caches") as progress:
         reproduction = stage.reproduce(
             datasets,

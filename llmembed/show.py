@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmembed.extract import Extraction
     from llmembed.parity import Parity
     from llmembed.progress import Progress as Done
-    from llmembed.reproduce import Reproduction
+    from llmembed.reproduction import Reproduction
     from llmembed.train import Training
 
 # Without a terminal a progress line is printed this often, in seconds.

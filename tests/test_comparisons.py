@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llmembed.compare import Configuration, Result, Trial, _Results
 from llmembed.storage import open_store
+from llmembed.trials import Configuration, Result, Results, Trial
 
 TRIALS = [
     Trial(configuration=Configuration(fusion="last", layers=((4,),), head="lda"), seed=0, fold=fold, folds=3)
@@ -22,7 +22,7 @@ def result(trial, accuracy=0.5):
 @pytest.fixture
 def kept(pydocs, tmp_path):
     """Results on disk with that of one trial, the trial, and its file."""
-    results = _Results(open_store(tmp_path), pydocs)
+    results = Results(open_store(tmp_path), pydocs)
     results.write(result(TRIALS[0]))
     return results, TRIALS[0], tmp_path / results.name(TRIALS[0])
 
@@ -80,5 +80,5 @@ def test_two_comparisons_that_write_the_same_results_both_end_well(kept):
 def test_what_a_killed_comparison_left_is_swept(kept, pydocs):
     _, trial, file = kept
     file.with_name(f".{file.name}.0123abcd").write_text("{")
-    assert _Results(open_store(file.parent), pydocs).read(trial) is not None
+    assert Results(open_store(file.parent), pydocs).read(trial) is not None
     assert [path.name for path in file.parent.iterdir()] == [file.name]

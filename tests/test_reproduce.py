@@ -10,7 +10,9 @@ import pytest
 from llmembed.dataset import Dataset, load_dataset
 from llmembed.errors import CacheError, UsageError
 from llmembed.extract import extract, plan_extraction
-from llmembed.reproduce import LAST, PUBLISHED, TFIDF, Reproduction, reproduce
+from llmembed.paper import PUBLISHED
+from llmembed.reproduce import reproduce
+from llmembed.reproduction import LAST, TFIDF, Reproduction
 
 PROGRAM = "from llmembed.cli import main; main()"
 CLASSES = {"mr": 2, "r8": 8}
