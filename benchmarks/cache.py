@@ -19,8 +19,8 @@ from machine import describe_machine
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import Cache
-from llmembed.cache.shard import Rows
-from llmembed.extract import SHARD_ROWS
+from llmembed.cache.shard import EmbeddedRows
+from llmembed.extraction import SHARD_ROWS
 
 LAYERS = (28, 29, 30, 31, 32)
 
@@ -31,7 +31,7 @@ def seconds(run: Callable[..., object], *arguments: object) -> float:
     return time.perf_counter() - start
 
 
-def write_shards(cache: Cache, shards: list[Rows]) -> None:
+def write_shards(cache: Cache, shards: list[EmbeddedRows]) -> None:
     for rows in shards:
         cache.write_shard(rows, {})
 
@@ -61,7 +61,7 @@ def one_round(root: Path, spec: BackboneSpec, shards: int, number: int) -> tuple
     block = draw.standard_normal((SHARD_ROWS, len(LAYERS), spec.dim)).astype(np.float16)
     last = np.ascontiguousarray(block[:, -1])
     counts, marks = np.full(SHARD_ROWS, 50, np.int32), np.zeros(SHARD_ROWS, bool)
-    rows = [Rows([draw.bytes(16) for _ in range(SHARD_ROWS)], counts, marks, block) for _ in range(shards)]
+    rows = [EmbeddedRows([draw.bytes(16) for _ in range(SHARD_ROWS)], counts, marks, block) for _ in range(shards)]
     cache = Cache.at(root, "random", "m", spec)
     cache.prepare()
     for folder in (root / "whole", root / "layer"):

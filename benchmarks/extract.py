@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from llmembed.backbones import describe_backbone, load_backbone
-from llmembed.dataset import load_dataset
+from llmembed.datasets import load_dataset
 
 LAYERS = (-5, -4, -3, -2, -1)
 MAX_LENGTH = 256

@@ -38,10 +38,10 @@ from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
 
 import llmembed.backbones.transformers as transformers_engine
 from llmembed.backbones import BackboneSpec, Tokens
+from llmembed.backbones.parity import TOLERANCE
 from llmembed.backbones.weights import ModelFiles
-from llmembed.extract import SHARD_ROWS
-from llmembed.gpu import energy, visible_gpus
-from llmembed.parity import TOLERANCE
+from llmembed.devices import energy, visible_gpus
+from llmembed.extraction import SHARD_ROWS
 
 SHAPES = {
     "llama2-7b": {"num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 11_008, "num_attention_heads": 32},

@@ -21,13 +21,21 @@ from typing import Any
 import numpy as np
 from machine import MemoryWatch, describe_machine, run_alone
 
-from llmembed.dataset import Dataset, load_dataset
-from llmembed.evaluate import evaluate
-from llmembed.features import Features, Rows, Source, fit_scalers, locate_rows, open_sources, read_embeddings
-from llmembed.fusion import fuse
+from llmembed.datasets import Dataset, load_dataset
+from llmembed.datasets.labels import index_labels
+from llmembed.evaluation import evaluate
+from llmembed.features.fusion import fuse
+from llmembed.features.scaling import Scaler
+from llmembed.features.sources import (
+    Features,
+    LocatedRows,
+    Source,
+    fit_scalers,
+    locate_rows,
+    open_sources,
+    read_embeddings,
+)
 from llmembed.heads import make_head
-from llmembed.labels import index_labels
-from llmembed.scaling import Scaler
 
 OURS = ("mlp", "gbdt", "logistic", "lda")
 PROBE = "logistic probe, last layer"
@@ -53,11 +61,11 @@ def make_competitor(name: str) -> Any:
     return getattr(import_module(module), class_name)(**params)
 
 
-def read_standardised(sources: tuple[Source, ...], scalers: tuple[Scaler, ...], rows: Rows) -> np.ndarray:
+def read_standardised(sources: tuple[Source, ...], scalers: tuple[Scaler, ...], rows: LocatedRows) -> np.ndarray:
     return Features(sources, rows, scalers, "concat")[:]
 
 
-def read_normalised(sources: tuple[Source, ...], rows: Rows) -> np.ndarray:
+def read_normalised(sources: tuple[Source, ...], rows: LocatedRows) -> np.ndarray:
     last = [source.fused("last") for source in sources]
     vectors = fuse(read_embeddings(last, rows), "last").astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -22,11 +22,11 @@ import torch
 from machine import MemoryWatch, describe_machine, run_alone
 from store import make_store
 
-from llmembed.dataset import Dataset
-from llmembed.features import Features, fit_scalers, open_sources
+from llmembed.datasets import Dataset
+from llmembed.features.sources import Features, fit_scalers, open_sources
 from llmembed.heads import make_head
-from llmembed.heads.discriminant import FOLDS, SHRINKAGES
-from llmembed.train import Training, train, training_part
+from llmembed.heads.discriminant import SHRINKAGE_FOLDS, SHRINKAGES
+from llmembed.training import Training, train, training_part
 
 HEADS = ("mlp", "lda", "logistic", "gbdt")
 # The product of a block of rows with the weights of the first hidden layer.
@@ -59,7 +59,7 @@ def count_operations(head: str, training: Training) -> int:
     if head == "mlp":
         passes, columns = training.fit_info["epochs"], training.fit_info["ensemble_size"] * make_head("mlp").hidden[0]
     else:
-        passes, columns = training.fit_info["steps"], len(SHRINKAGES) * (FOLDS + 1) * training.classes
+        passes, columns = training.fit_info["steps"], len(SHRINKAGES) * (SHRINKAGE_FOLDS + 1) * training.classes
     # `gbdt` alone keeps its validation rows out of all products.
     rows = training.rows - (training.validation_rows if head == "gbdt" else 0)
     return passes * rows * training.features * columns * 2 * 2

@@ -11,9 +11,9 @@ import polars as pl
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import Cache
-from llmembed.cache.shard import Rows
-from llmembed.dataset import Dataset, load_dataset
-from llmembed.extract import SHARD_ROWS
+from llmembed.cache.shard import EmbeddedRows
+from llmembed.datasets import Dataset, load_dataset
+from llmembed.extraction import SHARD_ROWS
 from llmembed.identity import text_key
 
 LAYERS, DIM, CLASSES, RANK = (28, 29, 30, 31, 32), 4096, 4, 256
@@ -60,5 +60,5 @@ def _write_cache(root: Path, labels: np.ndarray) -> None:
         embeddings = (means[own] + shared.reshape(noise.shape) + noise) * scales
         keys = [text_key(text) for text in texts[start : start + SHARD_ROWS]]
         tokens, truncated = np.full(len(own), 54, np.int32), np.zeros(len(own), bool)
-        cache.write_shard(Rows(keys, tokens, truncated, embeddings.astype(np.float16)), {})
+        cache.write_shard(EmbeddedRows(keys, tokens, truncated, embeddings.astype(np.float16)), {})
     cache.record_extraction({"dataset": ["synthetic"], "backbone": "synthetic-7b"})

@@ -19,15 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmembed.errors import UsageError
+from llmembed.files import ABANDONED_SECONDS
 
 REPLACED = ".replaced"
-# Where nothing can be locked, a folder that has not changed for so many seconds has lost its writer.
-ABANDONED_SECONDS = 3600
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 @dataclass(frozen=True)
-class Kind:
+class FolderKind:
     """A kind of folder.
 
     Attributes:
@@ -59,7 +58,7 @@ class Kind:
 
 
 @contextmanager
-def replacing_folder(place: Path, kind: Kind) -> Iterator[Path]:
+def replacing_folder(place: Path, kind: FolderKind) -> Iterator[Path]:
     """Yield an empty folder beside `place` to write to; when the body ends well it takes the place.
 
     When the body fails, nothing of it is left and what was in the place stays.
@@ -82,7 +81,7 @@ def replacing_folder(place: Path, kind: Kind) -> Iterator[Path]:
         ) from error
 
 
-def finish_exchange(place: Path, kind: Kind) -> None:
+def finish_exchange(place: Path, kind: FolderKind) -> None:
     """Finish what a killed process left half done: put the new folder, or else the old one, into its place.
 
     Leftovers are deleted as far as that is allowed; those whose writer may be alive, or that hold anything else, stay.
@@ -108,7 +107,7 @@ def finish_exchange(place: Path, kind: Kind) -> None:
                 kind.delete(folder)
 
 
-def _exchange(fresh: Path, place: Path, kind: Kind) -> None:
+def _exchange(fresh: Path, place: Path, kind: FolderKind) -> None:
     replaced = fresh.with_name(f"{fresh.name}{REPLACED}")
     for path in (*fresh.iterdir(), fresh):
         _sync(path)
@@ -159,7 +158,7 @@ def _locked_folder(place: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _delete_abandoned(folder: Path, kind: Kind) -> None:
+def _delete_abandoned(folder: Path, kind: FolderKind) -> None:
     """Delete a folder whose writer is gone: its lock is free or, where there are no locks, it has not changed."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     try:

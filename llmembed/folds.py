@@ -12,22 +12,21 @@ from collections.abc import Iterable, Sequence
 from heapq import heapreplace
 
 import numpy as np
-from numpy.typing import NDArray
+
+from llmembed.matrix import IntArray
 
 VALIDATION_SHARE = 0.1
 # A class of fewer groups gives none away.
 FEWEST_GROUPS = 5
 
-Indices = NDArray[np.int64]
 
-
-def find_repeats(texts: Iterable[str]) -> Indices:
+def find_repeats(texts: Iterable[str]) -> IntArray:
     """Give for each text the first row that has the same one, int64 [rows]."""
     first: dict[str, int] = {}
     return np.array([first.setdefault(text, row) for row, text in enumerate(texts)], np.int64)
 
 
-def find_wholes(texts: Sequence[str]) -> NDArray[np.int64]:
+def find_wholes(texts: Sequence[str]) -> IntArray:
     """Give for each text the row of the longest one that contains it, its own if none does, int64 [rows].
 
     Whole words count, in whatever case and spacing. A row that is given always has itself as its whole.
@@ -48,15 +47,15 @@ def find_wholes(texts: Sequence[str]) -> NDArray[np.int64]:
     return wholes
 
 
-def hold_out(codes: Indices, groups: Indices, *, seed: int) -> tuple[Indices, Indices]:
+def hold_out(y_encoded: IntArray, groups: IntArray, *, seed: int) -> tuple[IntArray, IntArray]:
     """Split rows into (training, validation): about 10 % of each class, whole groups; each class keeps a training row.
 
-    `codes` [rows] are class indices, `groups` [rows] any integers. A class of fewer than 5 groups gives none away, so
-    validation may lack classes, and be empty; nor is a group held out that alone is more than the tenth, as long as its
-    class has smaller ones.
+    `y_encoded` [rows] are class indices, `groups` [rows] any integers. A class of fewer than 5 groups gives none away,
+    so validation may lack classes, and be empty; nor is a group held out that alone is more than the tenth, as long
+    as its class has smaller ones.
     """
     generator = np.random.default_rng(seed)
-    group, size, own = _describe(codes, groups)
+    group, size, own = _describe(y_encoded, groups)
     held = np.zeros(len(size), dtype=bool)
     for members in _by_class(own, np.arange(len(own))):
         numbers = generator.permutation(members)
@@ -65,18 +64,18 @@ def hold_out(codes: Indices, groups: Indices, *, seed: int) -> tuple[Indices, In
             small = numbers[size[numbers] <= most]
             held[small[np.cumsum(size[small]) <= most]] = True
     # Where equal texts have different labels, a class may have lost all its rows to the tenth of another one.
-    lost = ~np.isin(codes, codes[~held[group]])
+    lost = ~np.isin(y_encoded, y_encoded[~held[group]])
     held[group[lost]] = False
     return np.flatnonzero(~held[group]), np.flatnonzero(held[group])
 
 
-def deal_folds(codes: Indices, groups: Indices, *, folds: int, seed: int) -> Indices:
+def deal_folds(y_encoded: IntArray, groups: IntArray, *, folds: int, seed: int) -> IntArray:
     """Deal rows into folds, whole groups, so that every class and all rows are shared out evenly -> int64 [rows].
 
     The largest groups of a class go first, each to the fold that has the fewest rows of the class, so that folds differ
     by no more than a group. A class of fewer groups than folds is missing from some of them.
     """
-    group, size, own = _describe(codes, groups)
+    group, size, own = _describe(y_encoded, groups)
     shuffled = np.lexsort((np.random.default_rng(seed).random(len(size)), -size))
     fold, totals = np.empty(len(size), np.int64), [0] * folds
     for members in _by_class(own, shuffled):
@@ -91,11 +90,11 @@ def deal_folds(codes: Indices, groups: Indices, *, folds: int, seed: int) -> Ind
     return fold[group]
 
 
-def _describe(codes: Indices, groups: Indices) -> tuple[Indices, Indices, Indices]:
+def _describe(y_encoded: IntArray, groups: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """Give the group of each row, numbered from 0, [rows]; the rows of each group and its commonest class, [groups]."""
     _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
-    classes = int(codes.max()) + 1
-    pairs, rows = np.unique(group * classes + codes, return_counts=True)
+    classes = int(y_encoded.max()) + 1
+    pairs, rows = np.unique(group * classes + y_encoded, return_counts=True)
     own = np.empty(len(size), np.int64)
     # Of several classes of a group the last one that is written stays: the one with the most rows.
     by_rows = pairs[np.argsort(rows, kind="stable")]
@@ -103,7 +102,7 @@ def _describe(codes: Indices, groups: Indices) -> tuple[Indices, Indices, Indice
     return group, size, own
 
 
-def _by_class(own: Indices, order: Indices) -> list[Indices]:
+def _by_class(own: IntArray, order: IntArray) -> list[IntArray]:
     """Split group numbers, in the order given, by their class."""
     order = order[np.argsort(own[order], kind="stable")]
     return np.split(order, np.flatnonzero(np.diff(own[order])) + 1)

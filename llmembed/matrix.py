@@ -41,7 +41,7 @@ class Derived:
 
 @runtime_checkable
 class Matrix(Protocol):
-    """Features [rows, features] whose rows are read when they are asked for, such as `llmembed.features.Features`."""
+    """Features [rows, features] whose rows are read when they are asked for, such as those of a cache."""
 
     @property
     def shape(self) -> tuple[int, ...]:

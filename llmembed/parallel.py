@@ -1,14 +1,17 @@
-"""Parallel work: the cores that this process may use, threads on them, and how many threads a product or a child takes.
+"""Parallel work: the cores that this process may use, threads on them, how many a product takes, and child processes.
 
-In: work in parts. Out: what it returns, in order. Knows nothing of the work.
+In: work in parts. Out: what it returns, in order. Children work on one thread each, start undisturbed by a signal and
+end with their parent. Knows nothing of the work.
 """
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from multiprocessing import parent_process
 from typing import Any
 
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
@@ -61,6 +64,41 @@ def single_threaded_children() -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+
+
+def exit_with_parent() -> None:
+    """Exit when the process that started this one has ended, however that was; without such a one do nothing."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def wait_and_exit() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_and_exit, daemon=True).start()
+
+
+@contextmanager
+def starting_processes() -> Iterator[None]:
+    """Start processes in the body: they ignore Ctrl-C, and SIGTERM waits until all of them have started.
+
+    A terminal sends Ctrl-C to them too; their parent is told and ends them. By themselves each of them would print a
+    traceback, as would one whose parent is stopped before it has told it what to do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminated = signal.signal(signal.SIGTERM, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, interrupted)
+        signal.signal(signal.SIGTERM, terminated)
+        if waiting:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @cache

@@ -16,9 +16,9 @@ from tiny_models import save_llama, save_tokenizer
 from toy_cache import fill
 
 from llmembed.cache import Cache
-from llmembed.cache.shard import Rows
-from llmembed.dataset import Dataset, load_dataset
-from llmembed.extract import extract, plan_extraction
+from llmembed.cache.shard import EmbeddedRows
+from llmembed.datasets import Dataset, load_dataset
+from llmembed.extraction import extract, plan_extraction
 from llmembed.identity import text_key
 
 VLLM_ON_CPU = {
@@ -76,6 +76,6 @@ def pydocs_cache(tmp_path_factory: pytest.TempPathFactory, pydocs: Dataset) -> P
 
 
 @pytest.fixture
-def filled(tmp_path: Path) -> tuple[Cache, Rows]:
+def filled(tmp_path: Path) -> tuple[Cache, EmbeddedRows]:
     """Give a cache of three shards of unequal size, and what they hold in one piece."""
     return fill(tmp_path)

@@ -22,7 +22,7 @@ import torch
 from small_classifier import digit_embeddings
 
 from llmembed.classifier import Classifier
-from llmembed.classifier_files import seal_folder
+from llmembed.classifier.files import seal_folder
 from llmembed.errors import ClassifierError
 from llmembed.identity import seal, unseal
 

@@ -5,9 +5,9 @@ from sklearn.datasets import load_digits
 
 from llmembed.backbones import BackboneSpec
 from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone
-from llmembed.fusion import fuse
+from llmembed.features.fusion import fuse
+from llmembed.features.scaling import fit_scaler, moments
 from llmembed.heads import make_head
-from llmembed.scaling import fit_scaler, moments
 
 QUICK = {
     "logistic": {"inverse_penalties": (0.01, 0.1)},

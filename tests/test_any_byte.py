@@ -23,7 +23,7 @@ FILES = {
     "commit": "commits/*.json",
     "record": "extractions/*.json",
     "shard": "shards/*.parquet",
-    "kept": "kept/*.safetensors",
+    "derived": "derived/*.safetensors",
 }
 
 

@@ -16,7 +16,7 @@ from small_classifier import digit_embeddings, make_classifier
 from llmembed.choices import HeadName
 from llmembed.classifier import Classifier
 from llmembed.errors import ClassifierError
-from llmembed.fusion import fused_width
+from llmembed.features.fusion import fused_width
 
 HEADS = get_args(HeadName)
 each_head = pytest.mark.parametrize("head", HEADS)

@@ -15,11 +15,11 @@ from llmembed.cache.derived import Derived
 from llmembed.cache.shard import ShardView, encode_shard
 from llmembed.classifier import Classifier
 from llmembed.errors import CacheError, UsageError
-from llmembed.extract import extract, plan_extraction
+from llmembed.extraction import extract, plan_extraction
 from llmembed.identity import text_key
-from llmembed.predict import predict_dataset
+from llmembed.prediction import predict_dataset
 from llmembed.storage import BACKENDS, Entry, Mappable, list_names, open_store, size_of
-from llmembed.train import train
+from llmembed.training import train
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from toy_cache import ENGINE, TOY, assert_same_bits, flip_byte, made_up, new_cac
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import Cache
-from llmembed.cache.shard import Rows
+from llmembed.cache.shard import EmbeddedRows
 from llmembed.errors import CacheError
 from llmembed.identity import text_key
 from llmembed.storage import list_names
@@ -59,7 +59,7 @@ def test_float32_and_foreign_memory_layouts_come_back(tmp_path):
     cache, rows = new_cache(tmp_path, spec=spec), made_up(["a", "b", "c"], spec)
     for shape, embeddings in enumerate((rows.embeddings, np.asfortranarray(rows.embeddings), rows.embeddings[::-1])):
         keys = [text_key(f"{shape}/{i}") for i in range(3)]
-        cache.write_shard(Rows(keys, rows.tokens, rows.truncated, embeddings), ENGINE)
+        cache.write_shard(EmbeddedRows(keys, rows.tokens, rows.truncated, embeddings), ENGINE)
         assert_same_bits(read(cache, keys, spec.layers), embeddings)
 
 
@@ -261,9 +261,9 @@ def test_a_text_in_two_shards_counts_where_the_first_commit_has_it(tmp_path):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda rows: Rows(rows.keys, rows.tokens, rows.truncated, np.float32(rows.embeddings)),
-        lambda rows: Rows(rows.keys, rows.tokens, rows.truncated, np.repeat(rows.embeddings, 2, axis=2)),
-        lambda rows: Rows(rows.keys, rows.tokens, rows.truncated, np.repeat(rows.embeddings, 2, axis=1)),
+        lambda rows: EmbeddedRows(rows.keys, rows.tokens, rows.truncated, np.float32(rows.embeddings)),
+        lambda rows: EmbeddedRows(rows.keys, rows.tokens, rows.truncated, np.repeat(rows.embeddings, 2, axis=2)),
+        lambda rows: EmbeddedRows(rows.keys, rows.tokens, rows.truncated, np.repeat(rows.embeddings, 2, axis=1)),
     ],
     ids=["dtype", "dim", "layers"],
 )
@@ -277,7 +277,7 @@ def test_rows_with_too_few_or_too_short_keys_are_refused(tmp_path):
     cache, rows = new_cache(tmp_path), made_up(["a", "b"])
     for keys in (rows.keys[:1], [key[:15] for key in rows.keys]):
         with pytest.raises(ValueError):
-            cache.write_shard(Rows(keys, rows.tokens, rows.truncated, rows.embeddings), ENGINE)
+            cache.write_shard(EmbeddedRows(keys, rows.tokens, rows.truncated, rows.embeddings), ENGINE)
     assert cache.commits == [] and shard_files(cache) == []
 
 

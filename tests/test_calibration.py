@@ -11,8 +11,8 @@ from llmembed.classifier import Classifier
 from llmembed.errors import ClassifierError
 from llmembed.heads import load_head, make_head
 from llmembed.heads.classes import decide
-from llmembed.predict import evaluate_dataset, predict_dataset, predictions, write_predictions
-from llmembed.train import train
+from llmembed.prediction import evaluate_dataset, predict_dataset, predictions, write_predictions
+from llmembed.training import train
 from llmembed.uncertainty.calibration import calibrate, softmax
 
 EVEN = np.ones(2, np.float32)

@@ -13,7 +13,7 @@ import pytest
 from small_classifier import digit_embeddings, make_classifier
 
 from llmembed.classifier import Classifier
-from llmembed.classifier_files import check_destination
+from llmembed.classifier.files import check_destination
 from llmembed.errors import LLMEmbedError
 
 OLD, NEW = make_classifier("lda"), make_classifier("lda", class_weight="balanced", shrinkages=(10.0,))

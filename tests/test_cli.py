@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from llmembed.errors import DatasetError
-from llmembed.predict import read_lines
+from llmembed.prediction import read_lines
 
 PROGRAM = "from llmembed.cli import main; main()"
 
@@ -37,7 +37,7 @@ def trained(pydocs_cache, tmp_path_factory) -> Path:
 
 def test_help_and_train_load_no_model():
     assert not {"torch", "transformers", "polars", "vllm", "ray"} & modules_after("import llmembed.cli")
-    loaded = modules_after("import llmembed.train, llmembed.show, llmembed.predict")
+    loaded = modules_after("import llmembed.training, llmembed.reports.terminal, llmembed.prediction")
     assert not {"transformers", "tokenizers", "vllm", "ray"} & loaded
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmembed.compare import Configuration, Leaderboard, compare, configurations
-from llmembed.dataset import Dataset
+from llmembed.datasets import Dataset
 from llmembed.errors import DatasetError
-from llmembed.picture import draw_depths
+from llmembed.experiments.comparison import Configuration, Leaderboard, compare, configurations
+from llmembed.reports.plots import draw_depths
 
 
 def small_comparison(dataset: Dataset, root: Path, folder: Path, **options: object) -> Leaderboard:

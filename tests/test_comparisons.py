@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from llmembed.experiments.trials import Configuration, Result, Results, Trial
 from llmembed.storage import open_store
-from llmembed.trials import Configuration, Result, Results, Trial
 
 TRIALS = [
     Trial(configuration=Configuration(fusion="last", layers=((4,),), head="lda"), seed=0, fold=fold, folds=3)

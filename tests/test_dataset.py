@@ -11,9 +11,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmembed.dataset import folder_name, load_dataset
+from llmembed.datasets import folder_name, load_dataset
+from llmembed.datasets.jobs import LAST_FIVE, Job, job_names, load_job
 from llmembed.errors import DatasetError
-from llmembed.job import LAST_FIVE, Job, job_names, load_job
 
 JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.toml"))
 TRAIN = [("good film", "pos"), ("bad film", "neg"), ("fine film", "pos")]
@@ -402,7 +402,7 @@ def test_a_name_without_public_copy_says_where_to_put_it(data):
 
 def test_an_unreachable_hub_names_both_ways_out():
     # A proxy that nothing listens at: the request fails at once on a machine with a network too.
-    code = "from llmembed.dataset import load_dataset; load_dataset('sst2')"
+    code = "from llmembed.datasets import load_dataset; load_dataset('sst2')"
     environment = {name: value for name, value in os.environ.items() if name != "LLMEMBED_DATA"}
     start = time.perf_counter()
     run = subprocess.run(

@@ -10,14 +10,14 @@ from threading import Event
 import numpy as np
 import pytest
 
-from llmembed import features
-from llmembed import train as stage
-from llmembed.cache.derived import FOLDER, MOST_FILES, find, identify, write
+from llmembed import training as stage
+from llmembed.cache.derived import DERIVED, MOST_FILES, find, identify, write_derived
 from llmembed.errors import CacheError
-from llmembed.features import Features, fit_scalers, locate_rows, memoize_scalers, open_sources, verified
+from llmembed.features import sources as features
+from llmembed.features.sources import Features, fit_scalers, locate_rows, memoize_scalers, open_sources, verified
 from llmembed.matrix import Derived
 from llmembed.storage.local import LocalStore
-from llmembed.train import train, train_on
+from llmembed.training import train, train_on
 
 ONES = {"ones": np.ones(3, np.float32)}
 
@@ -26,12 +26,12 @@ ONES = {"ones": np.ones(3, np.float32)}
 def root(pydocs_cache, tmp_path, monkeypatch) -> Path:
     """Give a copy of the cache, without what other tests kept, whose features count as too many for memory."""
     monkeypatch.setattr(stage, "RESIDENT_SHARE", 0)
-    shutil.copytree(pydocs_cache, tmp_path / "cache", ignore=shutil.ignore_patterns(FOLDER))
+    shutil.copytree(pydocs_cache, tmp_path / "cache", ignore=shutil.ignore_patterns(DERIVED))
     return tmp_path / "cache"
 
 
 def kept_files(root: Path) -> list[Path]:
-    return sorted(root.glob("*/*/kept/*.safetensors"))
+    return sorted(root.glob("*/*/derived/*.safetensors"))
 
 
 def test_a_second_training_starts_from_what_the_first_one_kept(pydocs, root, tmp_path):
@@ -63,12 +63,12 @@ def test_what_is_kept_is_what_would_be_computed(pydocs, root):
 
 def test_a_damaged_kept_file_is_made_again(tmp_path):
     store, made = LocalStore(tmp_path), Derived({"values": np.arange(5.0)}, {"why": "a test"})
-    write(store, "name", made)
-    (file,) = tmp_path.glob("kept/*")
+    write_derived(store, "name", made)
+    (file,) = tmp_path.glob("derived/*")
     whole = file.read_bytes()
     file.write_bytes(whole[:-3] + b"abc")
     assert find(store, "name") is None and not file.exists()
-    write(store, "name", made)
+    write_derived(store, "name", made)
     again = find(store, "name")
     np.testing.assert_array_equal(again.arrays["values"], made.arrays["values"])
     assert (again.info, again.memoized) == ({"why": "a test"}, True)
@@ -77,8 +77,8 @@ def test_a_damaged_kept_file_is_made_again(tmp_path):
 def test_what_a_killed_run_left_half_written_is_deleted_by_the_next_one(tmp_path):
     store, identity = LocalStore(tmp_path), identify({"rows": 3})
     assert find(store, identity) is None
-    write(store, identity, Derived(ONES))
-    (whole,) = (tmp_path / FOLDER).iterdir()
+    write_derived(store, identity, Derived(ONES))
+    (whole,) = (tmp_path / DERIVED).iterdir()
     left = whole.with_name(f".{whole.name}.0123abcd")
     left.write_bytes(b"half")
     assert find(store, identity).memoized
@@ -88,18 +88,18 @@ def test_what_a_killed_run_left_half_written_is_deleted_by_the_next_one(tmp_path
 def test_only_the_last_files_stay(tmp_path):
     store = LocalStore(tmp_path)
     for number in range(MOST_FILES + 3):
-        write(store, str(number), Derived(ONES))
-        for file in tmp_path.glob("kept/*"):
+        write_derived(store, str(number), Derived(ONES))
+        for file in tmp_path.glob("derived/*"):
             os.utime(file, (file.stat().st_mtime - 1,) * 2)
-    assert len(list(tmp_path.glob("kept/*"))) == MOST_FILES
+    assert len(list(tmp_path.glob("derived/*"))) == MOST_FILES
     assert find(store, "0") is None and find(store, str(MOST_FILES)) is not None
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), PermissionError(13, "Permission denied")])
 def test_a_kept_file_that_vanishes_or_cannot_be_deleted_is_no_error(error, tmp_path, monkeypatch):
     store = LocalStore(tmp_path)
-    write(store, "name", Derived(ONES))
-    (file,) = tmp_path.glob("kept/*")
+    write_derived(store, "name", Derived(ONES))
+    (file,) = tmp_path.glob("derived/*")
     file.write_bytes(b"damaged")
 
     def fail(*_, **__):
@@ -154,7 +154,7 @@ def test_a_shard_that_is_written_to_after_it_was_hashed_is_hashed_again(pydocs, 
 def test_a_cache_that_may_only_be_read_is_trained_from(pydocs, root, tmp_path):
     # A file where the folder should be fails for every user, root too.
     for folder in root.glob("*/*"):
-        (folder / "kept").write_text("")
+        (folder / "derived").write_text("")
     assert train(pydocs, root=root, head="gbdt", head_options={"rounds": 5}, out=tmp_path / "m").fit_info["rounds"] > 0
 
 

@@ -7,7 +7,7 @@ import pytest
 from small_classifier import make_classifier
 
 from llmembed.classifier import Classifier
-from llmembed.classifier_files import check_destination
+from llmembed.classifier.files import check_destination
 from llmembed.errors import ClassifierError, LLMEmbedError, UsageError
 
 

@@ -38,7 +38,7 @@ def test_a_sweep_sees_every_row_once_whatever_the_number_of_threads(digits, smal
 
 def test_the_discriminant_is_the_one_of_scikit_learn(digits, small_blocks, monkeypatch):
     X, X_test, y, _ = products(digits)
-    monkeypatch.setattr(discriminant, "TOLERANCE", -1.0)
+    monkeypatch.setattr(discriminant, "LEAST_GAIN", -1.0)
     monkeypatch.setattr(discriminant, "MOST_STEPS", 60)
     ours = fit_discriminant(X, y, EQUAL, groups=np.arange(len(y)), shrinkages=(0.1,), seed=0)
     peer = LinearDiscriminantAnalysis(solver="lsqr").fit(X, y)

@@ -15,12 +15,12 @@ import pytest
 import typer
 from documents import DOCUMENTS, LINK, ROOT, blocks, command_lines, mentions, sections, tables, words
 
-from llmembed import ending, errors
-from llmembed.cli import app
-from llmembed.fusion import Fusion
+from llmembed import errors
+from llmembed.backbones.parity import LayerParity, Parity
+from llmembed.cli import app, ending
+from llmembed.datasets.jobs import Hub, Job
+from llmembed.features.fusion import Fusion
 from llmembed.heads import HEADS
-from llmembed.job import Hub, Job
-from llmembed.parity import LayerParity, Parity
 
 COMMANDS = typer.main.get_command(app).commands
 HINTS = {

@@ -14,15 +14,15 @@ import polars as pl
 import pytest
 
 from llmembed.cli import main
-from llmembed.dataset import load_dataset
-from llmembed.extract import extract, plan_extraction
+from llmembed.datasets import load_dataset
+from llmembed.extraction import extract, plan_extraction
 from llmembed.printable import UNPRINTABLE, printable
 
 STOPPED_WHILE_A_PROCESS_STARTS = """
 import signal, time
 from multiprocessing import get_context, resource_tracker, util
-from llmembed.ending import run
-from llmembed.parent import starting_processes
+from llmembed.cli.ending import run
+from llmembed.parallel import starting_processes
 
 def start_and_stop(*arguments, start=util.spawnv_passfds):
     number = start(*arguments)

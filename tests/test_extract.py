@@ -15,12 +15,12 @@ from test_backbones import copy_of
 
 from llmembed.backbones import load_backbone
 from llmembed.cache import Cache
-from llmembed.dataset import Dataset, load_dataset
+from llmembed.datasets import Dataset, load_dataset
 from llmembed.errors import BackboneError, UsageError
-from llmembed.estimate import estimate
-from llmembed.extract import SHARD_ROWS, extract, plan_extraction
+from llmembed.extraction import SHARD_ROWS, extract, plan_extraction
+from llmembed.extraction.estimation import estimate
+from llmembed.extraction.resources import Resources
 from llmembed.identity import text_key
-from llmembed.resources import Resources
 
 
 @pytest.fixture
@@ -153,8 +153,8 @@ def test_the_shard_says_which_engine_made_it(pydocs_cache):
 
 def test_a_second_extraction_does_not_even_import_torch(pydocs_cache, pydocs):
     program = (
-        "import sys; from pathlib import Path; from llmembed.dataset import load_dataset;"
-        "from llmembed.extract import extract, plan_extraction;"
+        "import sys; from pathlib import Path; from llmembed.datasets import load_dataset;"
+        "from llmembed.extraction import extract, plan_extraction;"
         f"report = extract(plan_extraction(load_dataset('pydocs', limit=700), root=Path({str(pydocs_cache)!r})));"
         "print(report.embedded, 'torch' in sys.modules, 'transformers' in sys.modules)"
     )
@@ -209,7 +209,7 @@ def on_a_card(device: str):
 
 
 def test_a_card_that_cannot_be_measured_is_a_warning_and_no_failure(small, tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("llmembed.extract.load_backbone", on_a_card("AMD Instinct MI300X"))
+    monkeypatch.setattr("llmembed.extraction.load_backbone", on_a_card("AMD Instinct MI300X"))
     plan, warnings = plan_extraction(small, root=tmp_path, backbone=str(tiny_llama)), []
     report = extract(plan, on_warning=warnings.append)
     assert (report.embedded, report.mfu, report.watt_hours) == (300, None, None)

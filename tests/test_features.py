@@ -10,13 +10,13 @@ import pytest
 
 from llmembed.cache import Cache
 from llmembed.classifier import Classifier
-from llmembed.dataset import Dataset
+from llmembed.datasets import Dataset
 from llmembed.errors import CacheError, ClassifierError, UsageError
-from llmembed.extract import extract, plan_extraction
-from llmembed.features import Features, fit_scalers, locate_rows, open_sources
-from llmembed.predict import predict_dataset, predict_texts
-from llmembed.scaling import widen
-from llmembed.train import train
+from llmembed.extraction import extract, plan_extraction
+from llmembed.features.scaling import widen
+from llmembed.features.sources import Features, fit_scalers, locate_rows, open_sources
+from llmembed.prediction import predict_dataset, predict_texts
+from llmembed.training import train
 
 
 @pytest.fixture(scope="module")

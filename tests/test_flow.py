@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from llmembed.classifier import Classifier
-from llmembed.dataset import load_dataset
-from llmembed.extract import extract, plan_extraction
-from llmembed.predict import predict_texts
-from llmembed.train import train
+from llmembed.datasets import load_dataset
+from llmembed.extraction import extract, plan_extraction
+from llmembed.prediction import predict_texts
+from llmembed.training import train
 
 pytestmark = pytest.mark.skipif("LLMEMBED_DATA" not in os.environ, reason="LLMEMBED_DATA is not set")
 

@@ -5,8 +5,8 @@ from transformers import AutoModel
 
 from llmembed.backbones import describe_backbone, load_backbone
 from llmembed.backbones.weights import find_model
+from llmembed.devices import Meter, energy, group_gpus, matrix_rate, visible_gpus
 from llmembed.errors import UsageError
-from llmembed.gpu import Meter, energy, group_gpus, matrix_rate, visible_gpus
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_what_a_driver_fails_to_say_is_none(monkeypatch):
     def broken(*_):
         raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "not a name")
 
-    monkeypatch.setattr("llmembed.gpu.energy", broken)
-    monkeypatch.setattr("llmembed.gpu.matrix_rate", broken)
+    monkeypatch.setattr("llmembed.devices.energy", broken)
+    monkeypatch.setattr("llmembed.devices.matrix_rate", broken)
     meter = Meter(["0"])
     assert (meter.watt_hours(), meter.utilisation(1e12)) == (None, None)
     assert (Meter([]).watt_hours(), Meter([]).utilisation(1e12)) == (None, None)

@@ -10,7 +10,7 @@ from test_heads import QUICK, OnDisk, each_head
 from llmembed.folds import deal_folds, find_repeats, hold_out
 from llmembed.heads import make_head
 from llmembed.heads.discriminant import fit_discriminant
-from llmembed.train import train
+from llmembed.training import train
 
 
 class Noting(OnDisk):

@@ -290,7 +290,7 @@ def test_balanced_weights_find_more_rows_of_a_rare_class(name, digits):
 
 
 class OnDisk:
-    """Rows that can only be read in pieces, as `llmembed.features.Features` gives them."""
+    """Rows that can only be read in pieces, as `llmembed.features.sources.Features` gives them."""
 
     def __init__(self, X):
         self.X, self.shape = X, X.shape

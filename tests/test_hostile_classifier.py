@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from small_classifier import make_classifier
 
-from llmembed.classifier_files import seal_folder
+from llmembed.classifier.files import seal_folder
 from llmembed.heads import make_head
 from llmembed.heads.trees import check_trees, cut_trees
 from llmembed.identity import unseal

@@ -11,11 +11,11 @@ import pytest
 from test_compare import small_comparison
 
 from llmembed.classifier import Classifier
+from llmembed.datasets.labels import index_labels
 from llmembed.errors import DatasetError, InputError
-from llmembed.evaluate import evaluate
-from llmembed.labels import index_labels
-from llmembed.predict import evaluate_dataset, predict_dataset, predictions, write_predictions
-from llmembed.train import train
+from llmembed.evaluation import evaluate
+from llmembed.prediction import evaluate_dataset, predict_dataset, predictions, write_predictions
+from llmembed.training import train
 
 # Prints by how many MB the peak of its memory grew while it trained, after a training with short labels.
 PROGRAM = """
@@ -23,10 +23,10 @@ import resource, sys
 from dataclasses import replace
 from pathlib import Path
 import polars as pl
-from llmembed.dataset import load_dataset
-from llmembed.predict import evaluate_dataset
+from llmembed.datasets import load_dataset
+from llmembed.prediction import evaluate_dataset
 from llmembed.classifier import Classifier
-from llmembed.train import train
+from llmembed.training import train
 
 dataset, root, out = load_dataset("pydocs", limit=700), Path(sys.argv[1]), Path(sys.argv[2])
 train(dataset, root=root, head="lda", fusion="mean", out=out)

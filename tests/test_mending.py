@@ -14,10 +14,10 @@ import pytest
 
 from llmembed.cache import Cache
 from llmembed.cli import main
-from llmembed.dataset import load_dataset
+from llmembed.datasets import load_dataset
 from llmembed.errors import CacheError
-from llmembed.extract import extract, plan_extraction
-from llmembed.train import train
+from llmembed.extraction import extract, plan_extraction
+from llmembed.training import train
 
 PROGRAM = "from llmembed.cli import main; main()"
 
@@ -74,7 +74,7 @@ def test_the_command_that_is_named_mends_the_damage(pattern, damage, small, cach
 def test_a_damaged_record_is_told_before_anything_is_fitted(small, cache, tmp_path, monkeypatch):
     dataset, (record,) = small[0], Path(cache.url).glob("extractions/*")
     whole = record.read_bytes()
-    monkeypatch.setattr("llmembed.train.train_on", lambda *_, **__: pytest.fail("it is fitted"))
+    monkeypatch.setattr("llmembed.training.train_on", lambda *_, **__: pytest.fail("it is fitted"))
     # What is left of the only record tells where the model lies; of a torn one nothing is left.
     for content, model in ((whole.replace(b"rows", b"roWs"), str(tmp_path.parent)), (b"{", "PATH/TO/tiny-llama")):
         record.write_bytes(content)

@@ -7,7 +7,7 @@ import pytest
 
 from llmembed.backbones import BadText
 from llmembed.errors import BackboneError, TextError
-from llmembed.messages import (
+from llmembed.extraction.messages import (
     Assign,
     BadTextsFound,
     BatchEmbedded,

@@ -9,7 +9,7 @@ from test_heads import each_head
 
 from llmembed.errors import InputError, UsageError
 from llmembed.heads import make_head
-from llmembed.train import train
+from llmembed.training import train
 
 PROGRAM = "from llmembed.cli import main; main()"
 

@@ -8,16 +8,16 @@ import numpy as np
 import polars as pl
 import pytest
 
+from llmembed.datasets.formulas import count_formulas, escape_formulas
+from llmembed.datasets.tables import read_table
 from llmembed.errors import UsageError
-from llmembed.formulas import count_formulas, escape_formulas
-from llmembed.predict import check_columns, write_predictions
-from llmembed.tables import read_table
+from llmembed.prediction import check_columns, write_predictions
 
 WRITE = """
 import sys, numpy as np, resource, signal
 from pathlib import Path
-from llmembed.predict import write_predictions
-from llmembed.tables import read_table
+from llmembed.prediction import write_predictions
+from llmembed.datasets.tables import read_table
 path = Path(sys.argv[1])
 table = read_table(path)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -29,7 +29,7 @@ write_predictions(table, decided, np.full((len(table), 2), 0.5, np.float32), ["x
 LARGE = """
 import sys, numpy as np, polars as pl, resource
 from pathlib import Path
-from llmembed.predict import write_predictions
+from llmembed.prediction import write_predictions
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 probabilities, before = np.tile(np.array([[0.1, 0.9]], np.float32), (9000, 1)), peak()
 table = pl.DataFrame({"text": [f"text {i}" for i in range(9000)]})

@@ -10,8 +10,8 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from llmembed.dataset import load_dataset
-from llmembed.pydocs import build_pydocs, pydocs_version
+from llmembed.datasets import load_dataset
+from llmembed.datasets.pydocs import build_pydocs, pydocs_version
 
 NAMES = "numpy|scipy|sklearn|scikit|torch|hugging ?face|polars|pyarrow|networkx|sympy|pydantic|lightgbm|pandas"
 
@@ -36,7 +36,7 @@ def test_no_text_names_a_package(pydocs: pl.DataFrame) -> None:
 
 
 def test_another_process_builds_the_same_table(pydocs: pl.DataFrame) -> None:
-    code = "import llmembed.pydocs as p; print(p.pydocs_version(), p.build_pydocs().write_csv(), end='')"
+    code = "import llmembed.datasets.pydocs as p; print(p.pydocs_version(), p.build_pydocs().write_csv(), end='')"
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
     assert run.stdout == f"{pydocs_version()} {pydocs.write_csv()}"

@@ -21,15 +21,15 @@ from llmembed.backbones import BadText
 from llmembed.cache import Cache
 from llmembed.cache.quarantine import Quarantine
 from llmembed.classifier import Classifier
-from llmembed.dataset import Dataset
+from llmembed.datasets import Dataset
 from llmembed.errors import BackboneError, CacheError
-from llmembed.estimate import estimate
-from llmembed.extract import extract, plan_extraction
+from llmembed.experiments.reproduction import reproduce
+from llmembed.extraction import extract, plan_extraction
+from llmembed.extraction.estimation import estimate
 from llmembed.identity import text_key
-from llmembed.predict import evaluate_dataset, leave_out_quarantined, predict_dataset
-from llmembed.reproduce import reproduce
+from llmembed.prediction import evaluate_dataset, leave_out_quarantined, predict_dataset
 from llmembed.storage.local import LocalStore
-from llmembed.train import train
+from llmembed.training import train
 
 # A byte that no other text holds.
 BELL = "\x07"
@@ -135,7 +135,7 @@ def test_the_next_extraction_tries_them_again(pydocs, tiny_llama, tmp_path, monk
     data = with_texts(pydocs, [f"a {FAILING} of memory"])
     plan = partial(plan_extraction, data, root=tmp_path, backbone=str(tiny_llama))
     with monkeypatch.context() as patch:
-        patch.setattr("llmembed.extract.load_backbone", load_touchy)
+        patch.setattr("llmembed.extraction.load_backbone", load_touchy)
         with pytest.raises(BackboneError, match=r"1 text has no embedding.*out of memory on cpu; lower --max-length"):
             extract(plan())
         assert extract(plan(), on_bad_value="skip").quarantined == 1
@@ -162,7 +162,9 @@ def test_a_text_without_tokens_is_quarantined(pydocs, tiny_llama, tmp_path):
 
 
 def test_too_little_memory_for_a_batch_is_enough_for_smaller_ones(pydocs, tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("llmembed.extract.load_backbone", lambda spec, files, **_: Cramped(spec, files, device="cpu"))
+    monkeypatch.setattr(
+        "llmembed.extraction.load_backbone", lambda spec, files, **_: Cramped(spec, files, device="cpu")
+    )
     plan = partial(plan_extraction, with_texts(pydocs, []), root=tmp_path, backbone=str(tiny_llama))
     report, steps = extract(plan(max_length=200)), []
     assert (report.embedded, report.quarantined) == (200, 0)

@@ -15,7 +15,7 @@ from toy_cache import (
 )
 
 from llmembed.cache import ORPHAN_SECONDS, Cache
-from llmembed.cache.shard import FORMAT
+from llmembed.cache.shard import CACHE_FORMAT
 from llmembed.errors import CacheError
 from llmembed.matrix import Derived
 from llmembed.storage import Entry
@@ -55,7 +55,7 @@ def test_another_format_is_refused_naming_both(filled):
     for door in (lambda: Cache.open(cache.url), lambda: Cache.at(Path(cache.url).parent.parent, "films", "toy", TOY)):
         with pytest.raises(
             CacheError,
-            match=rf"has format 2; this llmembed reads format {FORMAT}\..*`llmembed extract films --backbone toy",
+            match=rf"has format 2; this llmembed reads format {CACHE_FORMAT}\..*`llmembed extract films --backbone toy",
         ):
             door()
 
@@ -140,7 +140,9 @@ def test_foreign_files_and_folders_in_a_cache_are_left_alone(make, filled):
     cache.derived.memoize({"a": 1}, lambda: Derived({"ones": np.ones(3)}))
     cache.derived.write()
     cache.record_extraction({"dataset": ["films"]})
-    foreign = [Path(cache.url) / folder / "zz foreign" for folder in (".", "commits", "shards", "kept", "extractions")]
+    foreign = [
+        Path(cache.url) / folder / "zz foreign" for folder in (".", "commits", "shards", "derived", "extractions")
+    ]
     for path in foreign:
         make(path)
         os.utime(path, (0, 0))
@@ -153,7 +155,7 @@ def test_foreign_files_and_folders_in_a_cache_are_left_alone(make, filled):
 
 def test_hidden_files_of_dead_writers_are_deleted(filled):
     cache, _ = filled
-    for folder in (".", "shards", "commits", "kept", "extractions"):
+    for folder in (".", "shards", "commits", "derived", "extractions"):
         (Path(cache.url) / folder).mkdir(exist_ok=True)
         (Path(cache.url) / folder / ".half.json.0123abcd").write_text("{")
     assert cache.prepare() == 0

@@ -7,12 +7,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmembed.dataset import Dataset, load_dataset
+from llmembed.datasets import Dataset, load_dataset
 from llmembed.errors import CacheError, UsageError
-from llmembed.extract import extract, plan_extraction
-from llmembed.paper import PUBLISHED
-from llmembed.reproduce import reproduce
-from llmembed.reproduction import LAST, TFIDF, Reproduction
+from llmembed.experiments.paper import PUBLISHED
+from llmembed.experiments.paper_table import LAST, TFIDF, Reproduction
+from llmembed.experiments.reproduction import reproduce
+from llmembed.extraction import extract, plan_extraction
 
 PROGRAM = "from llmembed.cli import main; main()"
 CLASSES = {"mr": 2, "r8": 8}

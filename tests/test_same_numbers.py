@@ -7,9 +7,9 @@ import pytest
 from test_heads import QUICK, OnDisk
 from threadpoolctl import threadpool_limits
 
-from llmembed import train as stage
+from llmembed import training as stage
 from llmembed.heads import make_head
-from llmembed.train import train
+from llmembed.training import train
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmembed.backbones import BadText, ignore_batch
-from llmembed.messages import BadTextsFound, BatchEmbedded, ShardCommitted
-from llmembed.schedule import MOST_LOST, MOST_LOST_TO_SUSPECTS, Schedule, Slot
+from llmembed.extraction.messages import BadTextsFound, BatchEmbedded, ShardCommitted
+from llmembed.extraction.schedule import MOST_LOST, MOST_LOST_TO_SUSPECTS, Schedule, Slot
 
 # What a text does to the worker that embeds it. Bad ones are found by the worker, killing ones end it.
 GOOD, BAD, KILLING = "good", "bad", "killing"

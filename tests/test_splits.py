@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmembed.dataset import load_dataset
+from llmembed.datasets import load_dataset
 from llmembed.identity import text_key
 
 

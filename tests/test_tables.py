@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmembed.dataset import load_dataset
+from llmembed.datasets import load_dataset
+from llmembed.datasets.jobs import Job, load_job
+from llmembed.datasets.tables import read_table
 from llmembed.errors import DatasetError
-from llmembed.job import Job, load_job
-from llmembed.tables import read_table
 
 ROWS = [{"text": f'text "{i}",\té', "label": "xy"[i % 2], "number": str(i)} for i in range(6)]
 FILES = {

@@ -38,7 +38,7 @@ def test_a_write_that_a_kill_tears_is_never_taken_for_whole(scene, name):
     kills.strike(scene, name, 0.4, size=200)
 
 
-@pytest.mark.parametrize("pattern", ["spec.json", "commits/*", "extractions/*", "shards/*", "kept/*"])
+@pytest.mark.parametrize("pattern", ["spec.json", "commits/*", "extractions/*", "shards/*", "derived/*"])
 def test_a_changed_file_of_the_cache_gives_the_same_report_or_is_named(scene, pattern):
     hurt = flips.hurts(scene.start, f"cache/*/*/{pattern}")
     see(flips.strike(scene, hurt[:: max(1, len(hurt) // 20)], damage.train_lda))

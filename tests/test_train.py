@@ -11,11 +11,11 @@ from llmembed.cache import Cache
 from llmembed.choices import HeadName
 from llmembed.classifier import Classifier
 from llmembed.errors import CacheError, ClassifierError, DatasetError, UsageError
-from llmembed.extract import extract, plan_extraction
-from llmembed.fusion import fuse, fused_layers, fused_width
-from llmembed.predict import evaluate_dataset, predict_dataset, predict_texts
-from llmembed.scaling import fit_scaler, moments
-from llmembed.train import train
+from llmembed.extraction import extract, plan_extraction
+from llmembed.features.fusion import fuse, fused_layers, fused_width
+from llmembed.features.scaling import fit_scaler, moments
+from llmembed.prediction import evaluate_dataset, predict_dataset, predict_texts
+from llmembed.training import train
 
 HEADS = get_args(HeadName)
 

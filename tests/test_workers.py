@@ -14,11 +14,11 @@ from test_backbones import copy_of
 
 from llmembed.backbones import describe_backbone
 from llmembed.cache import Cache
-from llmembed.dataset import Dataset
-from llmembed.dealing import embed_on_gpus
+from llmembed.datasets import Dataset
 from llmembed.errors import BackboneError, EngineError
+from llmembed.extraction.dealing import embed_on_gpus
+from llmembed.extraction.schedule import MOST_LOST
 from llmembed.identity import text_key
-from llmembed.schedule import MOST_LOST
 
 # Without GPUs the workers run the transformers engine on the CPU; what they do is the same.
 TWO = ("", "")

@@ -8,7 +8,7 @@ import numpy as np
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import Cache
-from llmembed.cache.shard import Rows
+from llmembed.cache.shard import EmbeddedRows
 from llmembed.identity import text_key
 
 TOY = BackboneSpec(
@@ -22,7 +22,7 @@ def made_up(texts, spec=TOY, seed=0):
     draw = np.random.default_rng(seed)
     shape = (len(texts), len(spec.layers), spec.dim)
     bits = np.dtype(spec.dtype).itemsize
-    return Rows(
+    return EmbeddedRows(
         keys=[text_key(text) for text in texts],
         tokens=draw.integers(1, spec.max_length, len(texts), dtype=np.int32),
         truncated=draw.random(len(texts)) < 0.3,
@@ -46,7 +46,7 @@ def fill(root):
     columns = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "truncated", "embeddings")
     )
-    return cache, Rows(keys, *columns)
+    return cache, EmbeddedRows(keys, *columns)
 
 
 def write_missing(cache, rows):
@@ -54,7 +54,7 @@ def write_missing(cache, rows):
     missing = cache.locate(rows.keys).missing
     if len(missing):
         columns = (column[missing] for column in (rows.tokens, rows.truncated, rows.embeddings))
-        cache.write_shard(Rows([rows.keys[i] for i in missing], *columns), ENGINE)
+        cache.write_shard(EmbeddedRows([rows.keys[i] for i in missing], *columns), ENGINE)
 
 
 def read(cache, keys, layers):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.torture import doors
-from llmembed.dataset import load_dataset
+from llmembed.datasets import load_dataset
 from llmembed.errors import LLMEmbedError
 from llmembed.identity import seal, unseal
 

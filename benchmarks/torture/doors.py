@@ -14,10 +14,10 @@ from typing import Any
 from llmembed.cache import Cache
 from llmembed.classifier import Classifier
 from llmembed.cli import main
-from llmembed.dataset import Dataset, load_dataset
+from llmembed.datasets import Dataset, load_dataset
 from llmembed.errors import LLMEmbedError
-from llmembed.predict import predict_dataset
-from llmembed.train import train
+from llmembed.prediction import predict_dataset
+from llmembed.training import train
 
 # So few texts a shard that a small data set has several.
 SHARD_ROWS = 64

@@ -13,15 +13,14 @@ import numpy as np
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import records, repair
 from llmembed.cache.catalog import find_latest
-from llmembed.cache.commits import FOLDER as COMMITS
-from llmembed.cache.commits import Commit, refuse_foreign
+from llmembed.cache.commits import COMMITS, Commit, refuse_foreign
 from llmembed.cache.derived import DerivedArrays
 from llmembed.cache.opening import is_claimed, open_commits, open_last_extraction, open_spec, refuse_damaged
 from llmembed.cache.place import folder_of, place_of
 from llmembed.cache.quarantine import Quarantine
 from llmembed.cache.remedy import mend_command, recorded
 from llmembed.cache.rows import Located, StoredRows, open_rows
-from llmembed.cache.shard import Rows, ShardView
+from llmembed.cache.shard import EmbeddedRows, ShardView
 from llmembed.cache.writing import write_shard
 from llmembed.errors import CacheError
 from llmembed.identity import text_key
@@ -178,7 +177,7 @@ class Cache:
         if not is_claimed(self._store, self.spec):
             records.write_spec(self._store, self.spec)
 
-    def write_shard(self, rows: Rows, engine: dict[str, str]) -> bool:
+    def write_shard(self, rows: EmbeddedRows, engine: dict[str, str]) -> bool:
         """Write one shard and commit it; return whether it counts, or another writer had committed the same keys.
 
         Raises:

@@ -18,7 +18,7 @@ from llmembed.cache.remedy import extract_command, recorded
 from llmembed.errors import CacheError
 from llmembed.storage import Store, list_names, size_of
 
-FOLDER = re.compile(r".+-[0-9a-f]{8}")
+CACHE_NAME = re.compile(r".+-[0-9a-f]{8}")
 
 
 class Found(NamedTuple):
@@ -36,7 +36,7 @@ def list_caches(root: Store, dataset: str | None = None) -> list[Found]:
     """
     found = []
     for store in _stores(root, dataset):
-        if size_of(store, records.SPEC) is not None or list_names(store, commits.FOLDER):
+        if size_of(store, records.SPEC) is not None or list_names(store, commits.COMMITS):
             found.append(Found(store, max(records.list_extractions(store), default="")))
     return sorted(found, key=lambda each: each.newest, reverse=True)
 
@@ -90,7 +90,7 @@ def _may_be_by(store: Store, backbone: str) -> bool:
 def _stores(root: Store, dataset: str | None) -> Iterator[Store]:
     for folder in _folders(root, "") if dataset is None else [dataset]:
         for name in _folders(root, folder):
-            if FOLDER.fullmatch(name.rpartition("/")[2]):
+            if CACHE_NAME.fullmatch(name.rpartition("/")[2]):
                 yield root.child(name)
 
 

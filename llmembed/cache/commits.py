@@ -17,8 +17,8 @@ from llmembed.cache.content import DamageError, digest_content, open_content
 from llmembed.cache.shard import ShardView
 from llmembed.storage import Store, in_the_way, list_names
 
-FOLDER = "commits"
-RECORD = re.compile(r"commits/([0-9a-f]{24})\.json")
+COMMITS = "commits"
+COMMIT_NAME = re.compile(r"commits/([0-9a-f]{24})\.json")
 SHARD = re.compile(r"shards/([0-9a-f]{24})-[0-9a-f]{8}\.parquet")
 
 
@@ -102,17 +102,17 @@ def refuse_foreign(store: Store) -> None:
     Raises:
         CacheError: there is such a thing; it is named.
     """
-    for entry in store.entries(FOLDER):
-        if entry.kind != "regular" and RECORD.fullmatch(entry.name):
+    for entry in store.entries(COMMITS):
+        if entry.kind != "regular" and COMMIT_NAME.fullmatch(entry.name):
             raise in_the_way(f"{store.url}/{entry.name}", "a regular file")
 
 
 def read_records(store: Store) -> list[Record]:
     """Read the commit records, in the order of their names."""
     records = []
-    for name in list_names(store, FOLDER):
+    for name in list_names(store, COMMITS):
         # Other files are none of ours: a text counts only by a record of this name.
-        if RECORD.fullmatch(name):
+        if COMMIT_NAME.fullmatch(name):
             try:
                 records.append(_parse(name, store.read(name)))
             except FileNotFoundError:
@@ -146,7 +146,7 @@ def _parse(name: str, content: bytes) -> Record:
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         return Record(name, content, fault=f"{where or 'it'} is not what a commit has there")
-    if SHARD.fullmatch(commit.path) is None or f"{FOLDER}/{shard_id(commit.path)}.json" != name:
+    if SHARD.fullmatch(commit.path) is None or f"{COMMITS}/{shard_id(commit.path)}.json" != name:
         return Record(name, content, fault=f"its path is {commit.path!r}, which is not the path of its shard")
     return Record(name, content, commit)
 

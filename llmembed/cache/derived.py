@@ -16,12 +16,12 @@ from llmembed.errors import CacheError
 from llmembed.matrix import Derived
 from llmembed.storage import Store, list_names
 
-FOLDER = "kept"
+DERIVED = "derived"
 # Those of the last few data parts, layers and fusions: 35 MB each for 120,000 rows.
 MOST_FILES = 16
 # To be raised when the same input gives other arrays than before. Those of format 1 may come from damaged shards: they
 # were written before the shards were hashed; those of format 2 hold their values under another name.
-FORMAT = 3
+DERIVED_FORMAT = 3
 
 
 class DerivedArrays:
@@ -42,7 +42,7 @@ class DerivedArrays:
     def write(self) -> None:
         """Write for later runs what was made in this one, once the rows that it was made from are verified."""
         for identity, made in self._unwritten.items():
-            write(self._store, identity, made)
+            write_derived(self._store, identity, made)
         self._unwritten.clear()
 
     def forget(self) -> None:
@@ -52,7 +52,7 @@ class DerivedArrays:
 
 def identify(what: Mapping[str, Any]) -> str:
     """Return the name of the arrays that `what`, JSON values, determines."""
-    return sha256(json.dumps({**what, "format": FORMAT}, sort_keys=True).encode()).hexdigest()[:24]
+    return sha256(json.dumps({**what, "format": DERIVED_FORMAT}, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def find(store: Store, identity: str) -> Derived | None:
@@ -62,9 +62,9 @@ def find(store: Store, identity: str) -> Derived | None:
     readable only: neither is an error.
     """
     with suppress(CacheError):
-        store.sweep(FOLDER)
-        for name in list_names(store, FOLDER):
-            if name.startswith(f"{FOLDER}/{identity}-"):
+        store.sweep(DERIVED)
+        for name in list_names(store, DERIVED):
+            if name.startswith(f"{DERIVED}/{identity}-"):
                 with suppress(FileNotFoundError, CacheError):
                     content = store.read(name)
                     if name == _name(identity, content):
@@ -73,7 +73,7 @@ def find(store: Store, identity: str) -> Derived | None:
     return None
 
 
-def write(store: Store, identity: str, made: Derived) -> None:
+def write_derived(store: Store, identity: str, made: Derived) -> None:
     """Write arrays for later runs, which trust them: whatever they were made from must be verified by now.
 
     A cache that can only be read is trained from all the same.
@@ -85,7 +85,7 @@ def write(store: Store, identity: str, made: Derived) -> None:
 
 
 def _name(identity: str, content: bytes) -> str:
-    return f"{FOLDER}/{identity}-{sha256(content).hexdigest()[:16]}.safetensors"
+    return f"{DERIVED}/{identity}-{sha256(content).hexdigest()[:16]}.safetensors"
 
 
 def _decode(content: bytes) -> Derived:
@@ -94,6 +94,6 @@ def _decode(content: bytes) -> Derived:
 
 
 def _delete_oldest(store: Store) -> None:
-    found = [(stat.modified, name) for name in list_names(store, FOLDER) if (stat := store.stat(name)) is not None]
+    found = [(stat.modified, name) for name in list_names(store, DERIVED) if (stat := store.stat(name)) is not None]
     for _, name in sorted(found, reverse=True)[MOST_FILES:]:
         store.delete(name)

@@ -23,7 +23,7 @@ PLAIN, UNCOMPRESSED, REQUIRED = 0, 0, 0
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnChunk:
     """A column of a shard: its name, the number of its Parquet type, and the bits of a value."""
 
     name: str
@@ -35,18 +35,18 @@ class Column:
         return -(-rows * self.bits // 8)
 
 
-def list_columns(layers: Sequence[int], width: int) -> list[Column]:
+def list_columns(layers: Sequence[int], width: int) -> list[ColumnChunk]:
     """Return the columns of a shard, in their order; `width` is the bytes of one layer of one text."""
     return [
-        Column("key", FIXED_LEN_BYTE_ARRAY, 8 * KEY_BYTES),
-        Column("tokens", INT32, 32),
-        Column("truncated", BOOLEAN, 1),
-        *(Column(f"layer_{layer}", FIXED_LEN_BYTE_ARRAY, 8 * width) for layer in layers),
+        ColumnChunk("key", FIXED_LEN_BYTE_ARRAY, 8 * KEY_BYTES),
+        ColumnChunk("tokens", INT32, 32),
+        ColumnChunk("truncated", BOOLEAN, 1),
+        *(ColumnChunk(f"layer_{layer}", FIXED_LEN_BYTE_ARRAY, 8 * width) for layer in layers),
     ]
 
 
 def find_columns(
-    content: Content, rows: int, columns: Sequence[Column], description: Mapping[str, Any]
+    content: Content, rows: int, columns: Sequence[ColumnChunk], description: Mapping[str, Any]
 ) -> dict[str, tuple[int, int]]:
     """Return first byte and end of the values of each column of a Parquet file; of the values none is read.
 
@@ -111,7 +111,7 @@ def _description(metadata: dict[int, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_schema(elements: Any, columns: Sequence[Column]) -> None:
+def _check_schema(elements: Any, columns: Sequence[ColumnChunk]) -> None:
     if not isinstance(elements, list) or len(elements) != 1 + len(columns) or _get(elements[0], 5) != len(columns):
         raise ValueError(f"has not {len(columns)} columns")
     for element, column in zip(elements[1:], columns, strict=True):
@@ -123,7 +123,7 @@ def _check_schema(elements: Any, columns: Sequence[Column]) -> None:
             raise ValueError(f"has a column of another name or type in the place of {column.name}")
 
 
-def _check_chunk(content: Content, column: Column, chunk: Any, rows: int, start: int, footer: int) -> int:
+def _check_chunk(content: Content, column: ColumnChunk, chunk: Any, rows: int, start: int, footer: int) -> int:
     """Return where a column ends that begins at `start`, and is one plain page."""
     about, size = _get(chunk, 3), column.size(rows)
     total = _get(about, 7)

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import records
-from llmembed.cache.commits import FOLDER, Commit, read_records, shard_id
+from llmembed.cache.commits import COMMITS, Commit, read_records, shard_id
 from llmembed.cache.content import open_content
 from llmembed.cache.layout import read_description
 from llmembed.cache.place import place_of
@@ -102,7 +102,7 @@ def refuse_damaged(
         path, fault = damaged[0]
         raise CacheError(
             f"{len(damaged)} of {total} shards in {store.url} are damaged "
-            f"({path.rpartition('/')[2]} {fault}; see {FOLDER}/{shard_id(path)}.json). "
+            f"({path.rpartition('/')[2]} {fault}; see {COMMITS}/{shard_id(path)}.json). "
             f"Run {mend_command(store, spec, otherwise=words)} to make them again."
         )
 

@@ -14,7 +14,7 @@ from llmembed.backbones import BadText
 from llmembed.identity import KEY_BYTES, seal, unseal
 from llmembed.storage import Store, list_names
 
-FOLDER = "quarantine"
+QUARANTINE = "quarantine"
 KEY = re.compile(f"[0-9a-f]{{{2 * KEY_BYTES}}}")
 
 
@@ -49,7 +49,9 @@ class Quarantine:
 
     def keys(self) -> set[bytes]:
         """Return the keys of all records, also of those that were changed."""
-        names = (name.removeprefix(f"{FOLDER}/").removesuffix(".json") for name in list_names(self._store, FOLDER))
+        names = (
+            name.removeprefix(f"{QUARANTINE}/").removesuffix(".json") for name in list_names(self._store, QUARANTINE)
+        )
         return {bytes.fromhex(name) for name in names if KEY.fullmatch(name)}
 
     def records(self) -> dict[bytes, Quarantined]:
@@ -89,4 +91,4 @@ class Quarantine:
 
 
 def _name(key: bytes) -> str:
-    return f"{FOLDER}/{key.hex()}.json"
+    return f"{QUARANTINE}/{key.hex()}.json"

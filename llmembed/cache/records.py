@@ -14,13 +14,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmembed.backbones import BackboneSpec
-from llmembed.cache.shard import FORMAT
+from llmembed.cache.shard import CACHE_FORMAT
 from llmembed.choices import OnEmpty
 from llmembed.identity import SEAL, seal, unseal
 from llmembed.storage import Store, list_names
 
 SPEC = "spec.json"
-FOLDER = "extractions"
+EXTRACTIONS = "extractions"
 EXTRACTION = re.compile(r"extractions/\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{4}\.json")
 
 
@@ -28,7 +28,7 @@ class OtherFormatError(ValueError):
     """The record is whole, but of a format that this llmembed does not know."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"has format {number}; this llmembed reads format {FORMAT}")
+        super().__init__(f"has format {number}; this llmembed reads format {CACHE_FORMAT}")
 
 
 class _SpecRecord(BaseModel):
@@ -79,7 +79,7 @@ def write_spec(store: Store, spec: BackboneSpec) -> None:
     Raises:
         CacheError: it cannot be written.
     """
-    store.put(SPEC, json.dumps({"format": FORMAT, "spec": spec.model_dump(mode="json")}, indent=1).encode())
+    store.put(SPEC, json.dumps({"format": CACHE_FORMAT, "spec": spec.model_dump(mode="json")}, indent=1).encode())
 
 
 def read_spec(store: Store) -> BackboneSpec:
@@ -93,7 +93,7 @@ def read_spec(store: Store) -> BackboneSpec:
     try:
         # As JSON, for tuples and literals come back from it alone.
         record = _SpecRecord.model_validate_json(store.read(SPEC))
-        if record.format != FORMAT:
+        if record.format != CACHE_FORMAT:
             raise OtherFormatError(record.format)
         return BackboneSpec.model_validate_json(json.dumps(record.spec))
     except ValidationError as error:
@@ -107,12 +107,12 @@ def write_extraction(store: Store, report: Mapping[str, Any]) -> None:
         CacheError: it cannot be written.
     """
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    store.create(f"{FOLDER}/{moment}-{secrets.token_hex(2)}.json", seal(report))
+    store.create(f"{EXTRACTIONS}/{moment}-{secrets.token_hex(2)}.json", seal(report))
 
 
 def list_extractions(store: Store) -> list[str]:
     """List the reports of finished extractions by name, the oldest first, without a look into them."""
-    return [name for name in list_names(store, FOLDER) if EXTRACTION.fullmatch(name)]
+    return [name for name in list_names(store, EXTRACTIONS) if EXTRACTION.fullmatch(name)]
 
 
 def read_extraction(store: Store, name: str) -> dict[str, Any]:

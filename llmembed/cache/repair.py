@@ -71,7 +71,7 @@ def delete_damaged_extractions(store: Store) -> None:
 
 def delete_leftovers(store: Store) -> None:
     """Delete hidden files of dead writers, and shards that nobody has committed within an hour."""
-    for folder in ("", "shards", commits.FOLDER, records.FOLDER, derived.FOLDER):
+    for folder in ("", "shards", commits.COMMITS, records.EXTRACTIONS, derived.DERIVED):
         store.sweep(folder)
     committed = {record.commit.path for record in read_records(store) if record.commit is not None}
     for name in list_names(store, "shards"):

@@ -19,13 +19,13 @@ from llmembed.cache.content import Content
 from llmembed.cache.layout import OVERHEAD_BYTES, find_columns, list_columns
 from llmembed.identity import KEY_BYTES
 
-FORMAT = 1
+CACHE_FORMAT = 1
 # Enough for one page per column whatever the width: 4,096 rows of 65,536 float32 values are 1 GiB.
 PAGE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Rows:
+class EmbeddedRows:
     """What a shard holds, row by row.
 
     Attributes:
@@ -41,7 +41,7 @@ class Rows:
     embeddings: np.ndarray
 
 
-def encode_shard(rows: Rows, layers: Sequence[int], fingerprint: str) -> memoryview:
+def encode_shard(rows: EmbeddedRows, layers: Sequence[int], fingerprint: str) -> memoryview:
     """Encode rows as a Parquet file whose columns are `key`, `tokens`, `truncated` and one `layer_<i>` per layer."""
     count, _, dim = rows.embeddings.shape
     dtype = rows.embeddings.dtype.name
@@ -143,7 +143,7 @@ class ShardView:
 
 def describe(layers: Sequence[int], dtype: str, dim: int, fingerprint: str) -> dict[str, Any]:
     """Return what a shard says of itself, as JSON values."""
-    return {"format": FORMAT, "fingerprint": fingerprint, "dtype": dtype, "dim": dim, "layers": list(layers)}
+    return {"format": CACHE_FORMAT, "fingerprint": fingerprint, "dtype": dtype, "dim": dim, "layers": list(layers)}
 
 
 def make_shard_id(keys: Sequence[bytes]) -> str:

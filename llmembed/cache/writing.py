@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from hashlib import sha256
 
 from llmembed.backbones import BackboneSpec
-from llmembed.cache.commits import FOLDER, Commit
-from llmembed.cache.shard import Rows, encode_shard, make_shard_id
+from llmembed.cache.commits import COMMITS, Commit
+from llmembed.cache.shard import EmbeddedRows, encode_shard, make_shard_id
 from llmembed.errors import CacheError
 from llmembed.storage import Store
 
 
-def write_shard(store: Store, spec: BackboneSpec, rows: Rows, engine: dict[str, str]) -> bool:
+def write_shard(store: Store, spec: BackboneSpec, rows: EmbeddedRows, engine: dict[str, str]) -> bool:
     """Write one shard and commit it; return whether it counts, or another writer had committed the same keys.
 
     Raises:
@@ -25,7 +25,7 @@ def write_shard(store: Store, spec: BackboneSpec, rows: Rows, engine: dict[str, 
     """
     content = encode_shard(rows, spec.layers, spec.fingerprint)
     shard_id = make_shard_id(rows.keys)
-    path, record = f"shards/{shard_id}-{secrets.token_hex(4)}.parquet", f"{FOLDER}/{shard_id}.json"
+    path, record = f"shards/{shard_id}-{secrets.token_hex(4)}.parquet", f"{COMMITS}/{shard_id}.json"
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(lambda: sha256(content).hexdigest())
         store.put(path, content)

@@ -16,7 +16,7 @@ from llmembed.matrix import FloatArray, MatrixLike
 from llmembed.saved import SavedFiles
 
 
-class Entry(NamedTuple):
+class HeadEntry(NamedTuple):
     """Where a head is, and whether it can learn the fusion of the layers that its features are made of."""
 
     module: str
@@ -26,10 +26,10 @@ class Entry(NamedTuple):
 
 # Imported only when asked for, because torch, LightGBM and scikit-learn take seconds to import.
 HEADS = {
-    "mlp": Entry("llmembed.heads.mlp", "MLPHead", learns_fusions=True),
-    "gbdt": Entry("llmembed.heads.gbdt", "GBDTHead"),
-    "logistic": Entry("llmembed.heads.logistic", "LogisticHead"),
-    "lda": Entry("llmembed.heads.lda", "LDAHead"),
+    "mlp": HeadEntry("llmembed.heads.mlp", "MLPHead", learns_fusions=True),
+    "gbdt": HeadEntry("llmembed.heads.gbdt", "GBDTHead"),
+    "logistic": HeadEntry("llmembed.heads.logistic", "LogisticHead"),
+    "lda": HeadEntry("llmembed.heads.lda", "LDAHead"),
 }
 Validation = tuple[MatrixLike, ArrayLike]
 
@@ -134,7 +134,7 @@ def learns_fusions(name: str) -> bool:
     return _entry(name).learns_fusions
 
 
-def _entry(name: str) -> Entry:
+def _entry(name: str) -> HeadEntry:
     if name not in HEADS:
         raise UsageError(f"There is no head {name!r}; there are {', '.join(HEADS)}.")
     return HEADS[name]

@@ -19,12 +19,12 @@ from llmembed.matrix import FloatArray, IntArray, Matrix, sum_blocks
 from llmembed.parallel import one_blas_thread
 from llmembed.uncertainty.calibration import fit_temperature, log_loss
 
-FOLDS = 5
+SHRINKAGE_FOLDS = 5
 # To choose from. Fewer rows ask for more: the out-of-fold loss chose 0.01 on 48,208 AG News rows and 1 on 7,108 MR
 # rows, at 1,920 features.
 SHRINKAGES = (0.01, 0.1, 1.0)
 # The search ends when two steps together lower the out-of-fold loss by less, in nats.
-TOLERANCE = 1e-3
+LEAST_GAIN = 1e-3
 MOST_STEPS = 20
 # Rows by which that is judged: every so-manieth, for the loss of all is needed but once.
 JUDGED_ROWS = 20_000
@@ -65,7 +65,7 @@ def fit_discriminant(
     shrinkage times the identity (section 4.3.1).
     """
     with one_blas_thread():
-        return _fit(X, y, prior, deal_folds(y, groups, folds=FOLDS, seed=seed), shrinkages, seed)
+        return _fit(X, y, prior, deal_folds(y, groups, folds=SHRINKAGE_FOLDS, seed=seed), shrinkages, seed)
 
 
 def _fit(
@@ -75,7 +75,7 @@ def _fit(
     search = _Search(X, y, fold, axes, prior, shrinkages)
     judged = slice(None, None, -(-len(y) // JUDGED_ROWS))
     losses = [np.inf]
-    while len(losses) <= MOST_STEPS and (len(losses) < 4 or losses[-3] - losses[-1] >= TOLERANCE):
+    while len(losses) <= MOST_STEPS and (len(losses) < 4 or losses[-3] - losses[-1] >= LEAST_GAIN):
         search.step()
         losses.append(_choose(search.logits(judged), y[judged])[2])
     logits = search.logits(slice(None))
@@ -107,7 +107,7 @@ class _Search:
         shrinkages: tuple[float, ...],
     ) -> None:
         self._X, self._fold, self._axes = X, fold, axes
-        classes, groups, width = len(prior), FOLDS + 1, X.shape[1]
+        classes, groups, width = len(prior), SHRINKAGE_FOLDS + 1, X.shape[1]
         self._counts, self._means = _class_means(X, y, fold, classes)
         # Half a row more per class: a class may lack rows in a fold, and the logarithm of its share must stay finite.
         shares = self._counts + 0.5
@@ -183,9 +183,9 @@ def _class_means(X: FloatArray | Matrix, y: IntArray, fold: IntArray, classes: i
         member[cell[rows], np.arange(len(block))] = 1
         sums += member @ block
 
-    sums = sum_blocks(X, (FOLDS * classes, X.shape[1]), add)
-    by_fold = sums.reshape(FOLDS, classes, -1)
-    counts = np.bincount(cell, minlength=len(sums)).reshape(FOLDS, classes).astype(np.float32)
+    sums = sum_blocks(X, (SHRINKAGE_FOLDS * classes, X.shape[1]), add)
+    by_fold = sums.reshape(SHRINKAGE_FOLDS, classes, -1)
+    counts = np.bincount(cell, minlength=len(sums)).reshape(SHRINKAGE_FOLDS, classes).astype(np.float32)
     held = np.append(counts.sum(axis=0) - counts, counts.sum(axis=0)[None], axis=0)
     totals = np.append(by_fold.sum(axis=0) - by_fold, by_fold.sum(axis=0)[None], axis=0)
     return held, totals / held.clip(min=1)[:, :, None]

@@ -20,7 +20,7 @@ ARRAYS_FILE = "head.safetensors"
 TREES_FILE = "head.txt"
 # Arrays that every head has in it.
 OFFSET, CLASS_WEIGHTS = "class_offset", "class_weights"
-FORMAT = 3
+HEAD_FORMAT = 3
 # Of those that a fit can choose, the lowest is 1e-2 and the highest 1e2; some room for rounding.
 MIN_TEMPERATURE = 1e-3
 
@@ -38,7 +38,7 @@ def write_head(folder: Path, name: str, head: Any, arrays: Arrays) -> None:
         # The keys of JSON are strings, labels may be numbers.
         params["class_weight"] = list(params["class_weight"].items())
     content = {
-        "format": FORMAT,
+        "format": HEAD_FORMAT,
         "head": name,
         "params": params,
         "classes": head.classes_.tolist(),
@@ -61,9 +61,9 @@ def read_head(files: SavedFiles, head_class: type) -> tuple[Any, Arrays]:
         ClassifierError: a file is missing or damaged.
     """
     content = files.read_json(JSON_FILE)
-    if content.get("format") != FORMAT:
+    if content.get("format") != HEAD_FORMAT:
         raise ClassifierError(
-            f"{files.folder / JSON_FILE} has format {content.get('format')}; this llmembed reads format {FORMAT}. "
+            f"{files.folder / JSON_FILE} has format {content.get('format')}; this llmembed reads format {HEAD_FORMAT}. "
             "Train the classifier again with `llmembed train`."
         )
     try:

@@ -6,7 +6,7 @@
 import torch
 from torch import nn
 
-from llmembed.fusion import Layout
+from llmembed.features.fusion import Layout
 
 # The logits of the layers are learned in units of 0.1: Adam moves a parameter by about the learning rate a step, which
 # in the few hundred steps of a fit would leave the softmax where it began.

@@ -15,7 +15,7 @@ from torch import nn
 
 from llmembed.devices import find_device
 from llmembed.errors import InputError
-from llmembed.fusion import LEARNED, Layout
+from llmembed.features.fusion import LEARNED, Layout
 from llmembed.heads.base import BaseHead, TrainingRows, Unseen
 from llmembed.heads.classes import ClassWeight
 from llmembed.heads.files import ARRAYS_FILE, JSON_FILE

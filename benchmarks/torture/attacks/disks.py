@@ -150,7 +150,7 @@ def full_cache(scene: Scene, room: int) -> None:
         shutil.copytree(work / "cache", disk, dirs_exist_ok=True)
         shutil.rmtree(work / "cache")
         (work / "cache").symlink_to("disk")
-        for derived in disk.glob("*/*/kept"):
+        for derived in disk.glob("*/*/derived"):
             shutil.rmtree(derived)
         fill(disk, room)
         words = ("train", "films", "--head", "lda", "--out", "models/fresh")
@@ -172,7 +172,7 @@ def locked(scene: Scene, place: str, words: tuple[Any, ...], expected: str) -> N
     if not can_mount():
         raise UnavailableError("needs a read-only mount, and nothing can be mounted here")
     with scene.copy() as work:
-        for derived in work.glob("cache/*/*/kept") if expected == "works" else ():
+        for derived in work.glob("cache/*/*/derived") if expected == "works" else ():
             shutil.rmtree(derived)
         with read_only(work / place):
             outcome = scene.call(work, *words, faults=[faults.tell_work])

@@ -139,7 +139,9 @@ def attacks(scene: Scene) -> Iterator[Attack]:
     footers = hurts(scene.start, "cache/*/*/shards/*", last=2500, large=120)
     tampered = chunks(scene, footers, damage.train_any, reseal=True)
     yield Attack("tamper: cache, footers of shards, digests made to match, `train`", tampered)
-    yield Attack("flip: cache, kept/, `train`", chunks(scene, hurts(scene.start, "cache/*/*/kept/*")[::3], training))
+    yield Attack(
+        "flip: cache, derived/, `train`", chunks(scene, hurts(scene.start, "cache/*/*/derived/*")[::3], training)
+    )
     yield Attack("flip: comparisons, `compare`", [lambda n=n: compare_again(scene, n) for n in range(7)])
     for head in HEADS:
         hurt = hurts(scene.start, f"models/{head}/*")

@@ -41,7 +41,7 @@ THINGS: dict[str, Callable[[Path, Path], None]] = {
 BESIDE = {
     "commits": ("foreign.json", "0123456789abcdef01234567.json"),
     "shards": ("foreign.parquet", "0123456789abcdef01234567-01234567.parquet"),
-    "kept": ("foreign.safetensors", "0123456789abcdef01234567-0123456789abcdef.safetensors"),
+    "derived": ("foreign.safetensors", "0123456789abcdef01234567-0123456789abcdef.safetensors"),
     "extractions": ("foreign.json", "29991231T000000.000000Z-abcd.json"),
 }
 

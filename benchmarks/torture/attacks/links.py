@@ -50,7 +50,7 @@ def on_fat(scene: Scene, count: str) -> None:
 def train(scene: Scene, fault: str) -> None:
     """Train a classifier and compare with links that fail."""
     with scene.copy() as work:
-        for derived in work.glob("cache/*/*/kept"):
+        for derived in work.glob("cache/*/*/derived"):
             shutil.rmtree(derived)
         words = ("train", "films", "--head", "lda", "--out", "models/old")
         ended_well(scene.call(work, *words, faults=[FAULTS[fault]]), f"training, links fail with {fault}")

@@ -58,7 +58,7 @@ def repairs(scene: Scene, work: Path, count: int, seed: int) -> None:
 
 def trainings(scene: Scene, work: Path, count: int, seed: int) -> None:
     """Train into one folder, several at once; what is derived beside the cache is made by all of them."""
-    for derived in work.glob("cache/*/*/kept"):
+    for derived in work.glob("cache/*/*/derived"):
         shutil.rmtree(derived)
     meet(scene, work, [("train", "films", "--head", "lda", "--out", "models/old")] * count, seed=seed)
     scene.check_numbers(work, "models/old", "lda", f"after {count} trainings at once")

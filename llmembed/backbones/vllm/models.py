@@ -28,7 +28,7 @@ from llmembed.backbones.vllm.pooler import LayerPooler
 from llmembed.backbones.weights import LAYER
 
 # The heads of a checkpoint are not run.
-HEADS = re.compile(r"(lm_head|cls|pooler|classifier|score|qa_outputs)\.")
+HEAD_WEIGHTS = re.compile(r"(lm_head|cls|pooler|classifier|score|qa_outputs)\.")
 
 
 class _Layers:
@@ -87,7 +87,7 @@ class _Layers:
         for name, weight in weights:
             name = name.removeprefix("bert.").removeprefix("roberta.")
             layer = LAYER.search(name)
-            if not HEADS.match(name) and (layer is None or int(layer[1]) < self._running):
+            if not HEAD_WEIGHTS.match(name) and (layer is None or int(layer[1]) < self._running):
                 yield name, weight
 
 

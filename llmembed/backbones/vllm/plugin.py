@@ -4,7 +4,7 @@
 """
 
 from llmembed.backbones.weights import ModelFiles
-from llmembed.parent import exit_with_parent
+from llmembed.parallel import exit_with_parent
 
 MODELS = {
     "bert": "Bert",

@@ -1,0 +1,1 @@
+"""Features: rows of caches -> scaled and fused, float32 [rows, features]."""

@@ -1,0 +1,1 @@
+"""Reports: results -> a terminal, a picture. Rendering only."""
