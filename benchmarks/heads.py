@@ -24,13 +24,12 @@ from machine import MemoryWatch, describe_machine, run_alone
 from llmembed.datasets import Dataset, load_dataset
 from llmembed.datasets.labels import index_labels
 from llmembed.evaluation import evaluate
+from llmembed.features import FeatureMap
 from llmembed.features.fusion import fuse
-from llmembed.features.scaling import Scaler
+from llmembed.features.on_disk import Features, fit_feature_map
 from llmembed.features.sources import (
-    Features,
     LocatedRows,
     Source,
-    fit_scalers,
     locate_rows,
     open_sources,
     read_embeddings,
@@ -61,8 +60,8 @@ def make_competitor(name: str) -> Any:
     return getattr(import_module(module), class_name)(**params)
 
 
-def read_standardised(sources: tuple[Source, ...], scalers: tuple[Scaler, ...], rows: LocatedRows) -> np.ndarray:
-    return Features(sources, rows, scalers, "concat")[:]
+def read_standardised(sources: tuple[Source, ...], feature_map: FeatureMap, rows: LocatedRows) -> np.ndarray:
+    return Features(sources, rows, feature_map)[:]
 
 
 def read_normalised(sources: tuple[Source, ...], rows: LocatedRows) -> np.ndarray:
@@ -74,18 +73,18 @@ def read_normalised(sources: tuple[Source, ...], rows: LocatedRows) -> np.ndarra
 def measure(name: str, dataset: Dataset, root: Path, limit: int | None) -> dict[str, Any]:
     memory = MemoryWatch()
     sources = open_sources(root, dataset)
-    train = locate_rows(sources, dataset.texts("train")[:limit], dataset.words)
+    train = locate_rows(sources, dataset.texts("train")[:limit])
     if name == PROBE:
         read = partial(read_normalised, sources)
     else:
-        read = partial(read_standardised, sources, fit_scalers(sources, train))
+        read = partial(read_standardised, sources, fit_feature_map(sources, train, "concat"))
     features, estimator = read(train), make_competitor(name)
     labels = dataset.labels("train")[:limit]
     y, _ = index_labels(labels, sorted(set(labels)))
     start = time.perf_counter()
     estimator.fit(features, y)
     end = time.perf_counter()
-    test = locate_rows(sources, dataset.texts("test"), dataset.words)
+    test = locate_rows(sources, dataset.texts("test"))
     truth, names = index_labels(dataset.labels("test"), sorted(set(labels)))
     probabilities = estimator.predict_proba(read(test))
     report = evaluate(truth, probabilities, probabilities.argmax(axis=1), names)

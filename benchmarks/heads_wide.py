@@ -23,10 +23,12 @@ from machine import MemoryWatch, describe_machine, run_alone
 from store import make_store
 
 from llmembed.datasets import Dataset
-from llmembed.features.sources import Features, fit_scalers, open_sources
+from llmembed.features.on_disk import Features, fit_feature_map
+from llmembed.features.sources import open_sources
+from llmembed.fitting import training_rows
 from llmembed.heads import make_head
 from llmembed.heads.discriminant import SHRINKAGE_FOLDS, SHRINKAGES
-from llmembed.training import Training, train, training_part
+from llmembed.training import Training, train
 
 HEADS = ("mlp", "lda", "logistic", "gbdt")
 # The product of a block of rows with the weights of the first hidden layer.
@@ -83,11 +85,11 @@ def measure_peer(dataset: Dataset, root: Path, part_of: int) -> dict[str, float]
     from lightgbm import LGBMClassifier
 
     memory, sources = MemoryWatch(), open_sources(root, dataset)
-    part = training_part(dataset, sources)
-    part = part.take(np.arange(len(part.y) // part_of))
-    features = Features(sources, part.rows, fit_scalers(sources, part.rows), "concat")[:]
+    subset = training_rows(dataset, sources)
+    subset = subset.take(np.arange(len(subset.y) // part_of))
+    features = Features(sources, subset.rows, fit_feature_map(sources, subset.rows, "concat"))[:]
     start = time.perf_counter()
-    LGBMClassifier(verbose=-1).fit(features, part.y)
+    LGBMClassifier(verbose=-1).fit(features, subset.y)
     end = time.perf_counter()
     return {"rows": len(features), "seconds": end - start, "memory": memory.peak(until=end)}
 

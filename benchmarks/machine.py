@@ -15,7 +15,7 @@ SECONDS_BETWEEN_SAMPLES = 0.02
 
 
 def describe_machine(*packages: str) -> str:
-    """Name the processor, the cores in use, and the versions that matter, those of more packages among them."""
+    """Return the processor, the cores in use, and the versions that matter, those of more packages among them."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "")
@@ -43,7 +43,7 @@ class MemoryWatch:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def peak(self, until: float) -> int:
-        """Give the largest, in bytes, up to a moment of `time.perf_counter`."""
+        """Return the largest, in bytes, up to a moment of `time.perf_counter`."""
         return max(size for moment, size in self._samples if moment <= until)
 
     def _watch(self) -> None:

@@ -11,10 +11,12 @@ import polars as pl
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import Cache
+from llmembed.cache.records import ExtractionRecord
 from llmembed.cache.shard import EmbeddedRows
 from llmembed.datasets import Dataset, load_dataset
 from llmembed.extraction import SHARD_ROWS
 from llmembed.identity import text_key
+from llmembed.requests import ExtractionRequest, Reading
 
 LAYERS, DIM, CLASSES, RANK = (28, 29, 30, 31, 32), 4096, 4, 256
 
@@ -61,4 +63,23 @@ def _write_cache(root: Path, labels: np.ndarray) -> None:
         keys = [text_key(text) for text in texts[start : start + SHARD_ROWS]]
         tokens, truncated = np.full(len(own), 54, np.int32), np.zeros(len(own), bool)
         cache.write_shard(EmbeddedRows(keys, tokens, truncated, embeddings.astype(np.float16)), {})
-    cache.record_extraction({"dataset": ["synthetic"], "backbone": "synthetic-7b"})
+    cache.record_extraction(
+        ExtractionRecord(
+            rows=len(labels),
+            embedded=len(labels),
+            reused=0,
+            truncated=0,
+            tokens=54 * len(labels),
+            seconds=0.0,
+            texts_per_second=0.0,
+            tokens_per_second=0.0,
+            mfu=None,
+            watt_hours=None,
+            engine={},
+            bytes=cache.size,
+            repaired=0,
+            cache=cache.url,
+            backbone="synthetic-7b",
+            request=ExtractionRequest(reading=Reading(argument="synthetic")),
+        )
+    )

@@ -40,7 +40,7 @@ def find_device(name: str | None) -> str:
     except (RuntimeError, AssertionError, ValueError, ImportError) as error:
         # The first sentence: some of torch's reasons are a page.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise UsageError(f"--device {chosen} cannot be used here ({reason}); use cpu, or leave it out.") from error
+        raise UsageError(f"`device={chosen!r}` cannot be used here ({reason}); use cpu, or leave it out.") from error
     return chosen
 
 
@@ -70,12 +70,12 @@ def group_gpus(chosen: str, visible: Sequence[str], tensor_parallel: int = 1) ->
     try:
         numbers = list(range(len(visible))) if chosen == "all" else [int(gpu) for gpu in chosen.split(",")]
     except ValueError as error:
-        raise UsageError(f"--gpus {chosen}: expected all, or numbers with commas such as 0,1.") from error
+        raise UsageError(f"`gpus={chosen!r}`: expected all, or numbers with commas such as 0,1.") from error
     if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(len(visible))):
-        raise UsageError(f"--gpus {chosen}: {len(visible)} GPUs can be used here; name some of them once, from 0 on.")
+        raise UsageError(f"`gpus={chosen!r}`: {len(visible)} GPUs can be used here; name some of them once, from 0 on.")
     if len(numbers) % tensor_parallel:
         raise UsageError(
-            f"--gpus {chosen} and --tensor-parallel {tensor_parallel}: {len(numbers)} GPUs make no whole groups."
+            f"`gpus={chosen!r}` and `tensor_parallel={tensor_parallel}`: {len(numbers)} GPUs make no whole groups."
         )
     gpus = [visible[number] for number in numbers]
     return [",".join(gpus[start : start + tensor_parallel]) for start in range(0, len(gpus), tensor_parallel)]

@@ -44,7 +44,7 @@ class FolderKind:
         return next((name for name in sorted(known) if not known[name]), None)
 
     def is_whole(self, folder: Path) -> bool:
-        """Tell whether all of the folder was written and nothing of it was deleted."""
+        """Return whether all of the folder was written and nothing of it was deleted."""
         return (folder / self.mark).is_file()
 
     def delete(self, folder: Path) -> None:

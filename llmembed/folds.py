@@ -21,13 +21,13 @@ FEWEST_GROUPS = 5
 
 
 def find_repeats(texts: Iterable[str]) -> IntArray:
-    """Give for each text the first row that has the same one, int64 [rows]."""
+    """Return for each text the first row that has the same one, int64 [rows]."""
     first: dict[str, int] = {}
     return np.array([first.setdefault(text, row) for row, text in enumerate(texts)], np.int64)
 
 
 def find_wholes(texts: Sequence[str]) -> IntArray:
-    """Give for each text the row of the longest one that contains it, its own if none does, int64 [rows].
+    """Return for each text the row of the longest one that contains it, its own if none does, int64 [rows].
 
     Whole words count, in whatever case and spacing. A row that is given always has itself as its whole.
     """
@@ -91,7 +91,7 @@ def deal_folds(y_encoded: IntArray, groups: IntArray, *, folds: int, seed: int) 
 
 
 def _describe(y_encoded: IntArray, groups: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Give the group of each row, numbered from 0, [rows]; the rows of each group and its commonest class, [groups]."""
+    """Return each row's group, numbered from 0, [rows]; the rows of each group and its commonest class, [groups]."""
     _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
     classes = int(y_encoded.max()) + 1
     pairs, rows = np.unique(group * classes + y_encoded, return_counts=True)

@@ -13,7 +13,7 @@ LIMITS = {"": ("sys/fs/cgroup", "memory.max"), "memory": ("sys/fs/cgroup/memory"
 
 
 def total_memory(root: Path = Path("/")) -> int:
-    """Give the bytes of memory that this process may use: the machine's, or less where a control group says so."""
+    """Return the bytes of memory that this process may use: the machine's, or less where a control group says so."""
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([installed, *_group_limits(root)])
 

@@ -3,9 +3,10 @@
 The texts come from a file, from a list, or from a data set whose embeddings are in the cache; then no model is loaded.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -23,13 +24,20 @@ from llmembed.features.sources import LocatedRows, Source, locate_rows, read_emb
 from llmembed.storage import Location
 
 
-def classify_rows(classifier: Classifier, sources: Sequence[Source], rows: LocatedRows) -> np.ndarray:
-    """Classify rows of the classifier's caches -> float32 [rows, classes]."""
-    probabilities = np.empty((len(rows), len(classifier.record.labels)), np.float32)
+class Classifies(Protocol):
+    """What turns embeddings [rows, layers, dim] of each source into probabilities [rows, classes]."""
+
+    def predict_proba(self, embeddings: Sequence[np.ndarray]) -> np.ndarray:
+        """Return float32 [rows, classes]."""
+        ...
+
+
+def classify_rows(classifier: Classifies, sources: Sequence[Source], rows: LocatedRows) -> np.ndarray:
+    """Classify rows of the classifier's caches, a block at a time -> float32 [rows, classes]."""
     order = rows.on_disk()
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block = order[start : start + BLOCK_ROWS]
-        probabilities[block] = classifier.predict_proba(read_embeddings(sources, rows.take(block)))
+    blocks = [order[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS)]
+    given = [classifier.predict_proba(read_embeddings(sources, rows.take(block))) for block in blocks]
+    probabilities: np.ndarray = np.concatenate(given)[np.argsort(order)]
     return probabilities
 
 
@@ -60,9 +68,9 @@ def predict_dataset(classifier: Classifier, dataset: Dataset, *, root: Location,
         DatasetError: the data set has no such split.
     """
     if not dataset.texts(split):
-        raise DatasetError(f"{dataset.origin} has no {split} split; name another one with --split.")
+        raise DatasetError(f"{dataset.origin} has no {split} split; name another `split`.")
     sources = _open_sources(classifier, dataset, root)
-    return classify_rows(classifier, sources, locate_rows(sources, dataset.texts(split), dataset.words))
+    return classify_rows(classifier, sources, locate_rows(sources, dataset.texts(split)))
 
 
 def leave_out_quarantined(
@@ -107,7 +115,8 @@ def evaluate_dataset(
 
 def _open_sources(classifier: Classifier, dataset: Dataset, root: Location) -> list[Source]:
     return [
-        Source(Cache.at(root, dataset.name, each.name, each.spec), each.layers) for each in classifier.record.backbones
+        Source(Cache.at(root, dataset.name, each.name, each.spec, dataset.reading), each.layers)
+        for each in classifier.record.backbones
     ]
 
 
@@ -138,12 +147,28 @@ def read_lines(content: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def predictions(classifier: Classifier, probabilities: np.ndarray) -> Iterable[dict[str, Any]]:
-    """Give one object per row: `label`, its `probability`, and `probabilities` by label."""
+@dataclass(frozen=True)
+class Prediction:
+    """The label of a text, its probability, and the probability of every label, each in 0 ... 1."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+def predict(
+    classifier: Classifier, texts: Sequence[str], *, backbones: Sequence[str] = (), device: str | None = None
+) -> list[Prediction]:
+    """Label texts [rows], a `Prediction` each; arguments and errors as those of `predict_texts`."""
+    return list(predictions(classifier, predict_texts(classifier, texts, backbones=backbones, device=device)))
+
+
+def predictions(classifier: Classifier, probabilities: np.ndarray) -> Iterator[Prediction]:
+    """Yield the prediction of each row of probabilities [rows, classes]."""
     labels = classifier.record.labels
     for row, predicted in zip(probabilities, classifier.decide(probabilities).tolist(), strict=True):
         by_label = {label: round(float(value), 6) for label, value in zip(labels, row, strict=True)}
-        yield {"label": labels[predicted], "probability": by_label[labels[predicted]], "probabilities": by_label}
+        yield Prediction(labels[predicted], by_label[labels[predicted]], by_label)
 
 
 def write_predictions(

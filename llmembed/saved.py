@@ -66,7 +66,7 @@ class SavedFiles:
         """Return the error that says what is wrong with a file."""
         lines = str(reason).splitlines() or [type(reason).__name__]
         return ClassifierError(
-            f"{self.folder / name} is damaged: {lines[0]}. Train the classifier again with `llmembed train`."
+            f"{self.folder / name} is damaged: {lines[0]}. Train the classifier again.", folder=str(self.folder)
         )
 
     def content(self, name: str) -> bytes:

@@ -11,41 +11,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llmembed.cache import Cache
 from llmembed.choices import Fusion
-from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone
+from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone, SourceRecord, TrainingSettings
 from llmembed.classifier.files import check_destination
 from llmembed.datasets import SPLITS, Dataset
-from llmembed.datasets.labels import index_labels, index_options, name_some
-from llmembed.errors import DatasetError, UsageError
+from llmembed.datasets.labels import index_labels, name_some
+from llmembed.errors import DatasetError
 from llmembed.evaluation import Report, evaluate
-from llmembed.features.fusion import LEARNED
 from llmembed.features.left_out import without_quarantined
-from llmembed.features.scaling import Scaler
-from llmembed.features.sources import (
-    Features,
-    LocatedRows,
-    Source,
-    find_rows,
-    locate_rows,
-    memoize_scalers,
-    open_sources,
-    verified,
-)
+from llmembed.features.sources import Source, find_rows, open_sources, verified
+from llmembed.fitting import Subset, fit_classifier, layout_of, make_estimator
 from llmembed.folds import find_repeats
-from llmembed.heads import HEADS, Head, learns_fusions, make_head
-from llmembed.memory import total_memory
 from llmembed.parallel import count_threads
 from llmembed.prediction import classify_rows
+from llmembed.requests import TrainingSpec
 from llmembed.storage import Location
 
-# Features that fill no more of the machine's memory are read once; larger ones stay on disk and are read in blocks.
-# A head may copy them, and other programs need some too.
-RESIDENT_SHARE = 1 / 8
 VERSIONS = ("llmembed", "torch", "scikit-learn", "lightgbm", "numpy")
 
 
@@ -70,7 +58,7 @@ class Training:
     """
 
     report: Report
-    settings: dict[str, Any]
+    settings: TrainingSettings
     rows: int
     validation_rows: int
     classes: int
@@ -85,32 +73,16 @@ class Training:
     out: str
 
     def to_json(self) -> dict[str, Any]:
-        """Give one flat object for `--json`."""
+        """Return one flat object of JSON values."""
         report = asdict(self.report)
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("report", "settings")}
-        return {**self.settings, **own, "test_rows": report.pop("rows"), **report}
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some rows of a data set: where their embeddings lie, their class indices y and their groups, both int64 [rows].
-
-    Rows of one group, such as those of equal texts, are held out together.
-    """
-
-    rows: LocatedRows
-    y: np.ndarray
-    groups: np.ndarray
-
-    def take(self, chosen: np.ndarray) -> "Part":
-        """Give the chosen rows, a bool or integer index."""
-        return Part(self.rows.take(chosen), self.y[chosen], self.groups[chosen])
+        return {**self.settings.model_dump(mode="json"), **own, "test_rows": report.pop("rows"), **report}
 
 
 def train(
     dataset: Dataset,
     *,
-    root: Location,
+    root: Location = "cache",
     backbones: Sequence[str] = (),
     layers: Sequence[int] | None = None,
     fusion: Fusion = "concat",
@@ -130,151 +102,64 @@ def train(
     embeddings.
 
     Raises:
-        CacheError: no cache, rows missing from it, or a damaged shard, with the command that mends it.
+        CacheError: no cache, rows missing from it, or a damaged shard, with the extraction that makes it again.
         UsageError: layers that a cache does not hold, parameters that the head does not have, or a fusion that it
             cannot learn.
         ClassifierError: `out` holds something else.
     """
     sources = open_sources(root, dataset, backbones, layers)
     dataset = without_quarantined(dataset, sources, on_warning)
-    return train_on(dataset, sources, fusion=fusion, head=head, head_options=head_options, seed=seed, out=out)
+    spec = TrainingSpec(fusion=fusion, head=head, head_options=dict(head_options or {}), seed=seed)
+    return train_on(dataset, sources, spec, out=out)
 
 
-def train_on(
-    dataset: Dataset,
-    sources: Sequence[Source],
-    *,
-    fusion: Fusion,
-    head: str,
-    head_options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-) -> Training:
+def train_on(dataset: Dataset, sources: Sequence[Source], spec: TrainingSpec, *, out: Path | None = None) -> Training:
     """Do what `train` does, with caches that are open."""
-    start = time.perf_counter()
-    sources = [source.fused(fusion) for source in sources]
+    clock = [time.perf_counter()]
+    sources = [source.fused(spec.fusion) for source in sources]
     labels = sorted(set(dataset.labels("train")))
-    estimator = make_estimator(head, fusion, sources, seed=seed, **index_options(head_options or {}, labels))
-    settings = _settings(dataset, sources, fusion, head, head_options, seed)
+    make_estimator(spec, layout_of(sources), labels)
+    settings = _settings(dataset, sources, spec)
     out = out or Path("models") / _name(settings)
     check_destination(out)
     texts = dataset.texts()
     y, names = index_labels(dataset.table["label"], labels)
-    whole = Part(find_rows(sources, texts, dataset.words), y, find_repeats(texts))
+    whole = Subset(find_rows(sources, texts), y, find_repeats(texts))
     fit, validation, test = (whole.take(dataset.table["split"].to_numpy() == split) for split in SPLITS)
     _refuse_unknown(validation.y, names, dataset)
     with verified(sources, whole.rows):
-        scalers = memoize_scalers(sources, fit.rows)
-        features, fit = read_features(sources, fit, scalers, fusion)
-        held_out = None
-        if len(validation.y):
-            unseen, validation = read_features(sources, validation, scalers, fusion)
-            held_out = unseen, validation.y
-        read = time.perf_counter()
-        estimator.fit(features, fit.y, validation=held_out, groups=fit.groups)
-        fitted = time.perf_counter()
-        classifier = Classifier(_record(sources, settings, labels), scalers, estimator)
+        fitted = fit_classifier(
+            spec,
+            sources,
+            fit,
+            validation,
+            labels=labels,
+            memoize=True,
+            on_read=lambda: clock.append(time.perf_counter()),
+        )
+        clock.append(time.perf_counter())
+        classifier = Classifier(_record(sources, settings, labels), fitted.feature_map, fitted.head)
         probabilities = classify_rows(classifier, sources, test.rows)
+    clock.append(time.perf_counter())
+    read_seconds, fit_seconds, test_seconds = (round(end - begin, 3) for begin, end in pairwise(clock))
     training = Training(
         report=evaluate(test.y, probabilities, classifier.decide(probabilities), names),
         settings=settings,
         rows=len(fit.y) + len(validation.y),
-        validation_rows=estimator.fit_info_["validation_rows"],
+        validation_rows=fitted.head.fit_info_["validation_rows"],
         classes=len(labels),
-        features=features.shape[1],
-        fit_info=estimator.fit_info_,
+        features=fitted.feature_map.width,
+        fit_info=fitted.head.fit_info_,
         threads=count_threads(),
-        in_memory=isinstance(features, np.ndarray),
-        read_seconds=round(read - start, 3),
-        fit_seconds=round(fitted - read, 3),
-        test_seconds=round(time.perf_counter() - fitted, 3),
+        in_memory=fitted.in_memory,
+        read_seconds=read_seconds,
+        fit_seconds=fit_seconds,
+        test_seconds=test_seconds,
         versions={package: version(package) for package in VERSIONS},
         out=str(out),
     )
     _save(classifier, training, out)
     return training
-
-
-def make_estimator(head: str, fusion: Fusion, sources: Sequence[Source], *, seed: int, **options: Any) -> Head:
-    """Make the head; a fusion that is learned becomes its first part.
-
-    Raises:
-        UsageError: the head has no such option, or cannot learn the fusion.
-    """
-    if fusion not in LEARNED:
-        return make_head(head, seed=seed, **options)
-    if not learns_fusions(head):
-        learners = " or ".join(name for name in HEADS if learns_fusions(name))
-        raise UsageError(
-            f"--fusion {fusion} is learned inside --head {learners}, and --head {head} cannot do that. "
-            "Without weights there are --fusion mean and --fusion gram."
-        )
-    layout = tuple((len(source.layers), source.cache.spec.dim) for source in sources)
-    return make_head(head, seed=seed, fusion=fusion, layout=layout, **options)
-
-
-def dataset_digest(dataset: Dataset) -> str:
-    """Identify texts, labels and splits of a data set, in their order: 16 hex digits."""
-    return sha256(json.dumps(dataset.table.rows(), ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def _settings(
-    dataset: Dataset,
-    sources: Sequence[Source],
-    fusion: Fusion,
-    head: str,
-    head_options: Mapping[str, Any] | None,
-    seed: int,
-) -> dict[str, Any]:
-    return {
-        "dataset": dataset.name,
-        "dataset_digest": dataset_digest(dataset),
-        "backbones": [describe_source(source) for source in sources],
-        "fusion": fusion,
-        "head": head,
-        "head_options": dict(head_options or {}),
-        "seed": seed,
-    }
-
-
-def describe_source(source: Source) -> dict[str, Any]:
-    """Give what identifies the numbers of a source, as JSON values."""
-    spec = source.cache.spec
-    return {"name": source.cache.backbone, "fingerprint": spec.fingerprint, "layers": list(source.layers)}
-
-
-def _name(settings: dict[str, Any]) -> str:
-    digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
-    backbones = "+".join(each["name"] for each in settings["backbones"])
-    return "-".join([settings["dataset"], backbones, settings["fusion"], settings["head"], digest])
-
-
-def training_part(dataset: Dataset, sources: Sequence[Source], groups: np.ndarray | None = None) -> Part:
-    """Give the rows of the training split; its groups, if none are given, are those of equal texts.
-
-    Raises:
-        CacheError: rows missing from a cache, or a damaged shard, with the command that mends it.
-    """
-    texts = dataset.texts("train")
-    groups = find_repeats(texts) if groups is None else groups
-    labels = dataset.labels("train")
-    y, _ = index_labels(labels, sorted(set(labels)))
-    return Part(locate_rows(sources, texts, dataset.words), y, groups)
-
-
-def read_features(
-    sources: Sequence[Source], part: Part, scalers: Sequence[Scaler], fusion: Fusion, *, processes: int = 1
-) -> tuple[Features | np.ndarray, Part]:
-    """Give the features [rows, features] of a part, and the part in their order.
-
-    What fits into an eighth of the machine's memory, or the part of that for one of several `processes`, is read now,
-    as it stands; what is larger whenever the head asks for it, in the order in which the rows lie on disk.
-    """
-    features = Features(sources, part.rows, scalers, fusion)
-    if 4 * features.shape[0] * features.shape[1] <= RESIDENT_SHARE * total_memory() / processes:
-        return features[:], part
-    order = part.rows.on_disk()
-    return features.select_rows(order), part.take(order)
 
 
 def _refuse_unknown(validation: np.ndarray, names: Sequence[str], dataset: Dataset) -> None:
@@ -288,19 +173,49 @@ def _refuse_unknown(validation: np.ndarray, names: Sequence[str], dataset: Datas
         )
 
 
-def _record(sources: Sequence[Source], settings: dict[str, Any], labels: Sequence[str]) -> ClassifierRecord:
+def describe_source(source: Source) -> SourceRecord:
+    """Return what identifies the numbers of a source."""
+    return SourceRecord(source.cache.backbone, source.cache.spec.fingerprint, source.layers)
+
+
+def dataset_digest(dataset: Dataset) -> str:
+    """Identify texts, labels and splits of a data set, in their order: 16 hex digits."""
+    return sha256(json.dumps(dataset.table.rows(), ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _settings(dataset: Dataset, sources: Sequence[Source], spec: TrainingSpec) -> TrainingSettings:
+    return TrainingSettings(
+        dataset=dataset.name,
+        dataset_digest=dataset_digest(dataset),
+        backbones=tuple(map(describe_source, sources)),
+        **spec.model_dump(),
+    )
+
+
+def _name(settings: TrainingSettings) -> str:
+    digest = sha256(json.dumps(settings.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:6]
+    backbones = "+".join(each.name for each in settings.backbones)
+    return "-".join([settings.dataset, backbones, settings.fusion, settings.head, digest])
+
+
+def _found_at(cache: Cache) -> str:
+    last = cache.last_extraction()
+    return cache.backbone if last is None else last.backbone
+
+
+def _record(sources: Sequence[Source], settings: TrainingSettings, labels: Sequence[str]) -> ClassifierRecord:
     return ClassifierRecord(
         backbones=tuple(
             RecordedBackbone(
                 name=source.cache.backbone,
-                found_at=source.cache.last_extraction().get("backbone", source.cache.backbone),
+                found_at=_found_at(source.cache),
                 spec=source.cache.spec,
                 layers=source.layers,
             )
             for source in sources
         ),
-        fusion=settings["fusion"],
-        head=settings["head"],
+        fusion=settings.fusion,
+        head=settings.head,
         labels=tuple(labels),
         training=settings,
     )
@@ -312,7 +227,7 @@ def _save(classifier: Classifier, training: Training, out: Path) -> None:
         {
             # Without times and paths, so that equal trainings give equal files.
             "metrics.json": {
-                **training.settings,
+                **training.settings.model_dump(mode="json"),
                 "threads": training.threads,
                 "in_memory": training.in_memory,
                 **asdict(training.report),

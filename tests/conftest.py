@@ -18,7 +18,7 @@ from toy_cache import fill
 from llmembed.cache import Cache
 from llmembed.cache.shard import EmbeddedRows
 from llmembed.datasets import Dataset, load_dataset
-from llmembed.extraction import extract, plan_extraction
+from llmembed.extraction import plan_extraction, run_extraction
 from llmembed.identity import text_key
 
 VLLM_ON_CPU = {
@@ -40,7 +40,7 @@ def vllm_on_cpu() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits() -> list[np.ndarray]:
-    """Give scikit-learn's handwritten digits, standardised: X [1257, 64] to train on, X [540, 64] to test, y, y."""
+    """Return scikit-learn's handwritten digits, standardised: X [1257, 64] to train on, X [540, 64] to test, y, y."""
     X, y = load_digits(return_X_y=True)
     scale = X.std(axis=0)
     X = ((X - X.mean(axis=0)) / np.where(scale > 0, scale, 1)).astype(np.float32)
@@ -54,7 +54,7 @@ def pydocs() -> Dataset:
 
 @pytest.fixture(scope="session")
 def texts(pydocs: Dataset) -> list[str]:
-    """Give 60 real texts of very different length, in no order."""
+    """Return 60 real texts of very different length, in no order."""
     by_length = sorted(pydocs.texts("train"), key=len)
     return sorted([*by_length[:: len(by_length) // 58], "a", by_length[-1] * 3], key=text_key)
 
@@ -69,13 +69,13 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, pydocs: Dataset) -> Pat
 
 @pytest.fixture(scope="session")
 def pydocs_cache(tmp_path_factory: pytest.TempPathFactory, pydocs: Dataset) -> Path:
-    """Give the root of a cache with MiniLM's embeddings of `pydocs`."""
+    """Return the root of a cache with MiniLM's embeddings of `pydocs`."""
     root = tmp_path_factory.mktemp("cache")
-    extract(plan_extraction(pydocs, root=root))
+    run_extraction(plan_extraction(pydocs, root=root))
     return root
 
 
 @pytest.fixture
 def filled(tmp_path: Path) -> tuple[Cache, EmbeddedRows]:
-    """Give a cache of three shards of unequal size, and what they hold in one piece."""
+    """Return a cache of three shards of unequal size, and what they hold in one piece."""
     return fill(tmp_path)

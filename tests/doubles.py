@@ -122,7 +122,7 @@ class MemoryStore:
     def delete(self, name: str) -> None:
         self.objects.pop(f"{self.url}/{name}", None)
 
-    def sweep(self, folder: str) -> None:
+    def delete_abandoned(self, folder: str) -> None:
         """Nothing is ever half written here."""
 
     @contextmanager

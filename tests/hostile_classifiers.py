@@ -163,7 +163,7 @@ def main(seed: int, count: int, folders: list[Path]) -> int:
 
 
 def is_refused(folder: Path) -> bool:
-    """Tell whether a classifier is refused in one line that names a file; else it must give probabilities."""
+    """Return whether a classifier is refused in one line that names a file; else it must give probabilities."""
     try:
         probabilities = Classifier.load(folder).predict_proba([EMBEDDINGS])
     except ClassifierError as error:

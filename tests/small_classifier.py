@@ -4,8 +4,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from llmembed.backbones import BackboneSpec
-from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone
-from llmembed.features.fusion import fuse
+from llmembed.classifier import Classifier, ClassifierRecord, RecordedBackbone, SourceRecord, TrainingSettings
+from llmembed.features import FeatureMap
 from llmembed.features.scaling import fit_scaler, moments
 from llmembed.heads import make_head
 
@@ -29,7 +29,7 @@ LAYERS = (2, 4)
 
 
 def digit_embeddings() -> tuple[np.ndarray, np.ndarray]:
-    """Give embeddings float16 [1797, 2, 32] and class indices [1797]."""
+    """Return embeddings float16 [1797, 2, 32] and class indices [1797]."""
     X, y = load_digits(return_X_y=True)
     return X.reshape(-1, 2, 32).astype(np.float16), y
 
@@ -37,15 +37,22 @@ def digit_embeddings() -> tuple[np.ndarray, np.ndarray]:
 def make_classifier(head: str = "lda", *, seed: int = 0, fusion: str = "concat", **options) -> Classifier:
     """Fit a classifier on the first 600 digits."""
     embeddings, digits = (each[:600] for each in digit_embeddings())
-    scaler = fit_scaler([moments(embeddings)])
+    feature_map = FeatureMap((fit_scaler([moments(embeddings)]),), fusion)
     learned = {"fusion": fusion, "layout": ((2, 32),)} if fusion in ("weighted", "cooccurrence") else {}
     fitted = make_head(head, seed=seed, **{**QUICK[head], **learned, **options})
-    fitted.fit(fuse([scaler.apply(embeddings)], fusion), digits)
+    fitted.fit(feature_map.apply([embeddings]), digits)
     record = ClassifierRecord(
         backbones=(RecordedBackbone(name="digits", found_at="digits", spec=SPEC, layers=LAYERS),),
         fusion=fusion,
         head=head,
         labels=tuple(f"digit {value}" for value in fitted.classes_),
-        training={"dataset": "digits", "seed": seed},
+        training=TrainingSettings(
+            fusion=fusion,
+            head=head,
+            seed=seed,
+            dataset="digits",
+            dataset_digest="0" * 16,
+            backbones=(SourceRecord("digits", SPEC.fingerprint, LAYERS),),
+        ),
     )
-    return Classifier(record, (scaler,), fitted)
+    return Classifier(record, feature_map, fitted)

@@ -122,7 +122,11 @@ def test_links_lead_to_files_that_are_there(document):
 def test_the_map_of_the_package_is_the_tree():
     text = next(block for block in blocks(ROOT / "README.md") if block.startswith("choices"))
     listed = [line.split()[0] for line in text.splitlines()]
-    tree = [path.name + "/" * path.is_dir() for path in (ROOT / "llmembed").iterdir() if path.name[:2] != "__"]
+    tree = [
+        path.name + "/" * path.is_dir()
+        for path in (ROOT / "llmembed").iterdir()
+        if path.name[:2] != "__" and path.name != "py.typed"
+    ]
     assert sorted(listed) == sorted(tree)
 
 
@@ -140,13 +144,14 @@ def test_every_error_stands_beside_its_exit_code():
 
 
 def test_the_python_of_the_documents_runs(pydocs_cache, capsys):
-    # What cache/README.md has is run by tests/test_cache.py.
-    documents = [document for document in DOCUMENTS if document.parent.name != "cache"]
+    # What cache/README.md has is run by tests/cache/test_cache.py.
+    # What the README has, by tests/test_public.py.
+    documents = [document for document in DOCUMENTS if document.parent.name == "docs"]
     examples = [block for document in documents for block in blocks(document, "python")]
     assert examples
     for example in examples:
-        assert 'Path("cache")' in example and 'load_dataset("pydocs")' in example
-        program = example.replace('Path("cache")', f"Path({str(pydocs_cache)!r})")
+        assert '"cache"' in example and 'load_dataset("pydocs")' in example
+        program = example.replace('"cache"', repr(str(pydocs_cache)))
         exec(program.replace('load_dataset("pydocs")', 'load_dataset("pydocs", limit=700)'), {})
         scores = [float(word) for word in capsys.readouterr().out.strip("[]\n ").split()]
         assert len(scores) == 3 and min(scores) > 0.6
@@ -154,7 +159,7 @@ def test_the_python_of_the_documents_runs(pydocs_cache, capsys):
 
 @pytest.fixture(scope="module")
 def run(pydocs, pydocs_cache, tmp_path_factory):
-    """Give a function that runs a command with `--json` in a folder with a cache of pydocs, also under the name mr."""
+    """Return a function that runs a command with `--json` in a folder with a cache of pydocs, also named mr."""
     folder = tmp_path_factory.mktemp("documents")
     shutil.copytree(pydocs_cache / "pydocs", folder / "cache" / "pydocs")
     shutil.copytree(pydocs_cache / "pydocs", folder / "cache" / "mr")

@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
 from llmembed.errors import UsageError
 from llmembed.files import ABANDONED_SECONDS, check_folder_writable, check_writable, replacing
@@ -20,7 +21,7 @@ def test_a_file_that_fails_half_way_stays_what_it_was(tmp_path):
     path = tmp_path / "out.csv"
     path.write_text("before")
     with (
-        pytest.raises(UsageError, match=r"out\.csv cannot be written: .*What was there is unchanged"),
+        refused(UsageError, match=r"out\.csv cannot be written: .*What was there is unchanged"),
         replacing(path) as partial,
     ):
         partial.write_text("half of")
@@ -57,7 +58,7 @@ def test_what_a_killed_writer_left_is_deleted_by_the_next_one(tmp_path):
 def test_a_place_that_cannot_be_written_is_refused_before_and_left_alone(name, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match=r"cannot be written"):
+    with refused(UsageError, match=r"cannot be written"):
         check_writable(tmp_path / name)
     check_writable(tmp_path / "new" / "deep" / "out.csv")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]

@@ -7,7 +7,7 @@ import pytest
 
 from llmembed.classifier import Classifier
 from llmembed.datasets import load_dataset
-from llmembed.extraction import extract, plan_extraction
+from llmembed.extraction import plan_extraction, run_extraction
 from llmembed.prediction import predict_texts
 from llmembed.training import train
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif("LLMEMBED_DATA" not in os.environ, reason="LLMEM
 @pytest.mark.parametrize(("name", "logistic", "mlp"), [("mr", 0.765, 0.755), ("r8", 0.96, 0.955)])
 def test_from_text_to_label(name, logistic, mlp, tmp_path):
     dataset = load_dataset(name)
-    report = extract(plan_extraction(dataset, root=tmp_path / "cache"))
+    report = run_extraction(plan_extraction(dataset, root=tmp_path / "cache"))
     assert report.rows == report.embedded + report.reused == len(dataset.table)
     trained = train(dataset, root=tmp_path / "cache", head="logistic", out=tmp_path / "logistic")
     assert trained.report.accuracy >= logistic

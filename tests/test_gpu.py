@@ -1,6 +1,7 @@
 import pytest
 import torch
-from test_backbones import relative_error
+from refusals import refused
+from tiny_models import relative_error
 from transformers import AutoModel
 
 from llmembed.backbones import describe_backbone, load_backbone
@@ -34,12 +35,12 @@ def test_gpus_are_counted_among_the_visible_ones(chosen, tensor_parallel, groups
     ],
 )
 def test_gpus_that_are_not_there_are_refused(chosen, tensor_parallel, complaint):
-    with pytest.raises(UsageError, match=complaint):
+    with refused(UsageError, match=complaint):
         group_gpus(chosen, ["0", "1"], tensor_parallel)
 
 
 def test_without_gpus_all_is_refused_too():
-    with pytest.raises(UsageError, match="0 GPUs"):
+    with refused(UsageError, match="0 GPUs"):
         group_gpus("all", [])
 
 
@@ -66,7 +67,7 @@ def test_a_gpu_computes_what_the_cpu_computes(texts):
     spec, files = describe_backbone("minilm", layers=(2, 6), pooling="mean", max_length=128)
     gpu, cpu = (load_backbone(spec, files, engine="transformers", device=device) for device in ("cuda", "cpu"))
     (given,), (wanted,) = (backbone.embed([backbone.tokenize(texts)]) for backbone in (gpu, cpu))
-    assert gpu.engine["device"] == torch.cuda.get_device_name()
+    assert gpu.engine.device == torch.cuda.get_device_name()
     assert relative_error(given, wanted) < 0.1
 
 

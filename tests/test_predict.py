@@ -7,6 +7,7 @@ from datetime import timedelta
 import numpy as np
 import polars as pl
 import pytest
+from refusals import refused
 
 from llmembed.datasets.formulas import count_formulas, escape_formulas
 from llmembed.datasets.tables import read_table
@@ -98,6 +99,6 @@ def test_only_a_csv_file_has_formulas(tmp_path):
 )
 def test_a_column_that_the_format_cannot_hold_is_named_with_the_ways_out(values, suffix, ways, tmp_path):
     table = pl.DataFrame({"text": ["a"], "meta": values})
-    with pytest.raises(UsageError, match=rf"\{suffix} cannot hold the column 'meta', .*; write {ways}, or leave"):
+    with refused(UsageError, match=rf"\{suffix} cannot hold the column 'meta', .*; write {ways}, or leave"):
         check_columns(table, ["x"], tmp_path / f"out{suffix}")
     write_predictions(table, np.array([0]), np.ones((1, 1), np.float32), ["x"], tmp_path / f"out{ways[-8:]}")

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from test_heads import QUICK, OnDisk
+from every_head import QUICK, OnDisk
 from threadpoolctl import threadpool_limits
 
-from llmembed import training as stage
+from llmembed import fitting
 from llmembed.heads import make_head
 from llmembed.training import train
 
@@ -48,7 +48,7 @@ def test_features_beyond_the_limit_are_learnt_as_those_within(head, pydocs, pydo
         return train(pydocs, root=pydocs_cache, head=head, fusion="mean", head_options=options, out=tmp_path / "m")
 
     within = fit()
-    monkeypatch.setattr(stage, "RESIDENT_SHARE", 0)
+    monkeypatch.setattr(fitting, "RESIDENT_SHARE", 0)
     beyond = fit()
     assert (within.in_memory, beyond.in_memory) == (True, False)
     assert within.validation_rows == beyond.validation_rows

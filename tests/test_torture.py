@@ -15,7 +15,7 @@ from benchmarks.torture.verdicts import UnavailableError, Verdict
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """Give a tiny model, a data set, its cache, and a classifier of every head."""
+    """Return a tiny model, a data set, its cache, and a classifier of every head."""
     made = Scene(tmp_path_factory.mktemp("torture") / "scene")
     inputs.add_data(made)
     return made

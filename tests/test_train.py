@@ -6,12 +6,13 @@ from typing import get_args
 import numpy as np
 import polars as pl
 import pytest
+from refusals import refused
 
 from llmembed.cache import Cache
 from llmembed.choices import HeadName
 from llmembed.classifier import Classifier
 from llmembed.errors import CacheError, ClassifierError, DatasetError, UsageError
-from llmembed.extraction import extract, plan_extraction
+from llmembed.extraction import plan_extraction, run_extraction
 from llmembed.features.fusion import fuse, fused_layers, fused_width
 from llmembed.features.scaling import fit_scaler, moments
 from llmembed.prediction import evaluate_dataset, predict_dataset, predict_texts
@@ -109,17 +110,17 @@ def test_prediction_gives_what_training_gave(head, pydocs, pydocs_cache, tmp_pat
 
 def test_layers_are_chosen_among_those_in_the_cache(pydocs, pydocs_cache, tmp_path):
     training = train(pydocs, root=pydocs_cache, head="logistic", layers=(3, -1), out=tmp_path / "m")
-    assert training.settings["backbones"][0]["layers"] == [3, 6]
+    assert training.settings.backbones[0].layers == (3, 6)
     assert training.features == 2 * 384
-    with pytest.raises(UsageError, match=r"holds the layers 2,3,4,5,6.*llmembed extract"):
+    with refused(UsageError, match=r"holds the layers 2,3,4,5,6.*llmembed extract"):
         train(pydocs, root=pydocs_cache, layers=(1,), out=tmp_path / "m")
 
 
 def test_negative_layers_count_from_the_end_of_the_model_and_not_of_the_cache(pydocs, tiny_llama, tmp_path):
-    extract(plan_extraction(pydocs, root=tmp_path, backbone=str(tiny_llama), layers=(1, 2)))
+    run_extraction(plan_extraction(pydocs, root=tmp_path, backbone=str(tiny_llama), layers=(1, 2)))
     training = train(pydocs, root=tmp_path, head="logistic", layers=(-3,), out=tmp_path / "m")
-    assert training.settings["backbones"][0]["layers"] == [2]
-    with pytest.raises(UsageError, match=r"--layers 4: .* holds the layers 1,2"):
+    assert training.settings.backbones[0].layers == (2,)
+    with refused(UsageError, match=r"--layers 4: .* holds the layers 1,2"):
         train(pydocs, root=tmp_path, head="logistic", layers=(-1,), out=tmp_path / "m")
 
 
@@ -133,13 +134,11 @@ def test_a_classifier_reads_only_the_layers_it_was_trained_on(pydocs, pydocs_cac
 def test_missing_rows_are_counted_with_the_command_that_mends_it(pydocs, pydocs_cache, tmp_path):
     new = pl.DataFrame({"text": ["never seen", "nor this"], "label": ["numpy", "torch"], "split": ["train", "test"]})
     larger = replace(pydocs, table=pl.concat([pydocs.table, new]))
-    with pytest.raises(
-        CacheError, match=r"2 of 1,402 texts are not in .*Run `llmembed extract pydocs --limit 700 --cache .*` first"
+    with refused(
+        CacheError, match=r"2 of 1,402 texts are not in .*fix: llmembed extract pydocs --limit 700 --cache .*"
     ):
         train(larger, root=pydocs_cache, out=tmp_path / "m")
-    with pytest.raises(
-        CacheError, match=r"no embeddings of pydocs .*Run `llmembed extract pydocs --limit 700 --cache .*` first"
-    ):
+    with refused(CacheError, match=r"no embeddings of pydocs .*fix: llmembed extract pydocs --limit 700 --cache .*"):
         train(pydocs, root=tmp_path, out=tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
@@ -155,15 +154,15 @@ def test_a_broken_shard_stops_training_with_one_line(pydocs, pydocs_cache, tmp_p
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 4
     shard.write_bytes(content)
-    with pytest.raises(
-        CacheError, match=r"1 of 1 shards .* damaged .*SHA-256.*Run `llmembed extract pydocs --limit 700 --cache .*`"
+    with refused(
+        CacheError, match=r"1 of 1 shards .* damaged .*SHA-256.*fix: llmembed extract pydocs --limit 700 --cache .*"
     ):
         train(pydocs, root=root, out=tmp_path / "m")
 
 
 def test_another_backbone_is_refused(pydocs, pydocs_cache, tiny_llama, tmp_path):
     train(pydocs, root=pydocs_cache, head="logistic", fusion="mean", out=tmp_path / "m")
-    with pytest.raises(ClassifierError, match="was trained on sentence-transformers/all-MiniLM-L6-v2"):
+    with refused(ClassifierError, match="was trained on sentence-transformers/all-MiniLM-L6-v2"):
         Classifier.load(tmp_path / "m").load_backbones([str(tiny_llama)])
 
 
@@ -174,9 +173,9 @@ def test_a_classifier_is_a_folder_without_pickle_and_replaces_only_its_like(pydo
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"], "nothing half-written stays behind"
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
-    with pytest.raises(ClassifierError, match=r"holds cat\.jpg, which is no part of a classifier"):
+    with refused(ClassifierError, match=r"holds cat\.jpg, which is no part of a classifier"):
         train(pydocs, root=pydocs_cache, out=tmp_path / "photos")
-    with pytest.raises(ClassifierError, match="is not a classifier"):
+    with refused(ClassifierError, match="is not a classifier"):
         Classifier.load(tmp_path / "photos")
 
 
@@ -205,5 +204,5 @@ def test_a_classifier_is_judged_on_another_data_set(pydocs, pydocs_cache, tmp_pa
     assert renamed.accuracy < trained.report.accuracy
     assert renamed.per_class[-1].label == "jax"
     other = replace(pydocs, table=pydocs.table.with_columns(pl.lit("spam").alias("label")))
-    with pytest.raises(DatasetError, match="has the labels spam, the classifier knows networkx"):
+    with refused(DatasetError, match="has the labels spam, the classifier knows networkx"):
         evaluate_dataset(classifier, other, root=pydocs_cache)

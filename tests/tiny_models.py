@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
@@ -48,3 +49,15 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
         elif "norm" in name.lower():
             torch.nn.init.uniform_(weight, 0.3, 3.0)
     return model
+
+
+def copy_of(folder: Path, parent: Path) -> Path:
+    copy = parent / "copy"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def relative_error(given: np.ndarray, wanted: np.ndarray) -> float:
+    return float((np.abs(given - wanted).max(axis=-1) / np.abs(wanted).max(axis=-1)).max())

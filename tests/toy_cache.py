@@ -8,8 +8,10 @@ import numpy as np
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache import Cache
+from llmembed.cache.records import ExtractionRecord
 from llmembed.cache.shard import EmbeddedRows
 from llmembed.identity import text_key
+from llmembed.requests import ExtractionRequest, Reading
 
 TOY = BackboneSpec(
     model="org/toy", weights="w", tokenizer="t", depth=5, layers=(1, 3, 4), dim=6, pooling="mean", max_length=16
@@ -47,6 +49,14 @@ def fill(root):
         np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "truncated", "embeddings")
     )
     return cache, EmbeddedRows(keys, *columns)
+
+
+def extraction_record(argument="films", *, reading=None, **asked):
+    """Make the record of an extraction of three texts that asked for this."""
+    request = ExtractionRequest(reading=Reading(argument=argument, **(reading or {})), **asked)
+    counts = {"rows": 3, "embedded": 3, "reused": 0, "truncated": 0, "tokens": 9, "bytes": 99, "repaired": 0}
+    rates = {"seconds": 1.25, "texts_per_second": 2.0, "tokens_per_second": 6.0, "mfu": None, "watt_hours": None}
+    return ExtractionRecord(**counts, **rates, engine=ENGINE, cache="cache/films/toy", backbone="toy", request=request)
 
 
 def write_missing(cache, rows):
@@ -88,3 +98,10 @@ def recommit(cache, content, number=0):
     commit = json.loads(record.read_text()) | {"bytes": len(content), "sha256": sha256(content).hexdigest()}
     (Path(cache.url) / commit["path"]).write_bytes(content)
     record.write_text(json.dumps(commit))
+
+
+def embeddings(cache, texts):
+    """Return the embeddings of texts in the order given, [texts, layers, dim]."""
+    located = cache.locate([text_key(text) for text in texts])
+    assert not len(located.missing)
+    return cache.read(located, cache.spec.layers)

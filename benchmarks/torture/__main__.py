@@ -93,7 +93,7 @@ def run_attack(attack: Attack, every: int, shown: int) -> Line:
 
 
 def _gravity(verdict: Verdict) -> int:
-    """Give the place of a failure's kind among the kinds, the first one of a kind before the others."""
+    """Return the place of a failure's kind among the kinds, the first one of a kind before the others."""
     kinds = ("other ", "another ", "neither the old", "torn", "it ended by", "it hung", "exit code 1:", "Error: ")
     return next((place for place, kind in enumerate(kinds) if kind in verdict.failure), len(kinds))
 

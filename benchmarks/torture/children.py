@@ -57,25 +57,25 @@ class Outcome:
 
     @property
     def crashed(self) -> bool:
-        """Tell whether it ended in another way than well or with a line of ours."""
+        """Return whether it ended in another way than well or with a line of ours."""
         return self.status not in (0, 2, 3, 4, 5, 6) or "Traceback (most recent" in self.err
 
     @property
     def refused(self) -> bool:
-        """Tell whether it ended with an error of ours, in one line."""
+        """Return whether it ended with an error of ours, in one line."""
         said = [line for line in self.err.splitlines() if line.lower().startswith("error: ")]
         return not self.crashed and self.status != 0 and len(said) == 1
 
 
 def ended_well(outcome: Outcome, what: str) -> Outcome:
-    """Give the outcome back if it is a success; else say so."""
+    """Return the outcome back if it is a success; else say so."""
     if outcome.crashed or outcome.status != 0:
         raise PromiseError(f"{what}: {outcome}")
     return outcome
 
 
 def was_refused(outcome: Outcome, what: str) -> Outcome:
-    """Give the outcome back if it is a refusal of ours in one line; else say so."""
+    """Return the outcome back if it is a refusal of ours in one line; else say so."""
     if not outcome.refused:
         raise PromiseError(f"{what}: {'it was not refused' if outcome.status == 0 else outcome}")
     return outcome
@@ -89,7 +89,7 @@ class Child:
     notes: tempfile.TemporaryDirectory = field(repr=False)
 
     def wait(self, seconds: float = SECONDS) -> Outcome:
-        """Give how it ended; one that has not after so many seconds is killed."""
+        """Return how it ended; one that has not after so many seconds is killed."""
         hung = not wait([self.process.sentinel], seconds)
         if hung:
             os.kill(self.process.pid, signal.SIGKILL)
@@ -125,7 +125,7 @@ def run(function: Callable[..., Any], *arguments: Any, seconds: float = SECONDS,
 
 
 def cpu_seconds() -> float:
-    """Give the processor time that all children took which have ended (Linux; elsewhere 0)."""
+    """Return the processor time that all children took which have ended (Linux; elsewhere 0)."""
     status = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/stat")
     if not status.exists():
         return 0.0

@@ -27,7 +27,7 @@ from llmembed.identity import seal, unseal
 SECONDS = 30.0
 # Letters of a shard's name, which its commit shares.
 SHARD_ID = 24
-COMMAND = re.compile(r"`(llmembed [^`]+|rm [^`]+)`")
+COMMAND = re.compile(r"^fix: (.+)$", re.MULTILINE)
 _right: dict[str, Any] = {}
 
 
@@ -57,7 +57,7 @@ def try_all(
 
 @contextlib.contextmanager
 def put_back(file: Path) -> Any:
-    """Give the content of a file; put its whole folder back at the end, or the file that stands alone."""
+    """Return the content of a file; put its whole folder back at the end, or the file that stands alone."""
     folder, saved = _root_of(file), Path("..", "saved")
     if folder.is_file():
         yield (content := file.read_bytes())
@@ -102,14 +102,14 @@ def spoken(door: Callable[[], str], hurt: Any) -> str:
 
 
 def names(sentence: str, file: str) -> bool:
-    """Tell whether a sentence names a file; a shard and its commit share the first part of their names."""
+    """Return whether a sentence names a file; a shard and its commit share the first part of their names."""
     name = Path(file).name
     shared = name.partition(".")[0].partition("-")[0]
     return name in sentence or (len(shared) == SHARD_ID and shared in sentence)
 
 
 def _is_uncommitted(sentence: str, hurt: Any) -> bool:
-    """Tell whether a commit is gone, which may never have been there, and a sentence says that its rows are missing."""
+    """Return whether a commit, which may never have been there, is gone, and a sentence says that rows are missing."""
     file = Path(hurt.file)
     gone = hurt.cut and hurt.offset < 0 and file.parent.name == "commits"
     return gone and f"texts are not in {file.parent.parent}" in sentence
@@ -175,8 +175,6 @@ def mending(right: str, model: str) -> str:
         except Exception as error:
             return f"extract: {type(error).__name__}: {str(error)[:150]}"
         said = [shlex.split(found) for found in COMMAND.findall(printed.getvalue())]
-        for own in [own for own in said if own[0] == "rm"]:
-            shutil.rmtree(own[-1]) if Path(own[-1]).is_dir() else Path(own[-1]).unlink()
         others = [own[1:] for own in said if own[0] == "llmembed"]
         words = others[0] if others else words
     else:
@@ -207,5 +205,5 @@ def make_digests_match(file: Path, whole: bytes) -> None:
 
 
 def _root_of(file: Path) -> Path:
-    """Give the folder that is one thing: a cache with all of its records, or a classifier."""
+    """Return the folder that is one thing: a cache with all of its records, or a classifier."""
     return Path(*file.parts[:2])

@@ -40,7 +40,7 @@ _get_context = multiprocessing.get_context
 
 
 def get_context(method: str | None = None) -> object:
-    """Give the context asked for; what would be spawned is forked from the server, which is sixty times quicker."""
+    """Return the context asked for; what would be spawned is forked from the server, which is sixty times quicker."""
     return _get_context("forkserver" if method == "spawn" and forking else method)
 
 

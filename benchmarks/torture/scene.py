@@ -60,7 +60,7 @@ class Scene:
 
     @contextmanager
     def copy(self) -> Iterator[Path]:
-        """Give a copy of everything but the model, deleted at the end."""
+        """Return a copy of everything but the model, deleted at the end."""
         with tempfile.TemporaryDirectory(prefix="torture-") as folder:
             work = Path(folder).resolve() / "work"
             shutil.copytree(self.start, work, symlinks=True)

@@ -80,6 +80,17 @@ class BadText:
     value: float | None = None
 
 
+@dataclass(frozen=True)
+class EngineInfo:
+    """What embeds: the engine, its version and torch's, the device, and the dtype that it computes in."""
+
+    engine: EngineName
+    version: str
+    torch: str
+    device: str
+    dtype: str
+
+
 OnBatch = Callable[[int, int], None]
 
 
@@ -91,8 +102,8 @@ class Backbone(Protocol):
     """What extraction and prediction need of an engine."""
 
     spec: BackboneSpec
-    engine: dict[str, str]
-    """Engine, its version, device and compute dtype: recorded with every shard."""
+    engine: EngineInfo
+    """Recorded with every shard."""
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Apply the template and tokenise; may run in another thread than `embed`.
@@ -175,14 +186,16 @@ def load_backbone(
     """
     if (engine or choose_engine(files, device=device, tensor_parallel=tensor_parallel)) == "vllm":
         if device is not None:
-            raise UsageError(f"--engine vllm and --device {device}: vLLM runs on the GPUs that --gpus names.")
+            raise UsageError(f"`engine='vllm'` and `device={device!r}`: vLLM runs on the GPUs that `gpus` names.")
         if find_spec("vllm") is None:
             raise BackboneError("vLLM is not installed here; `make extract DATASET=…` sets up .venv-gpu with it.")
         from llmembed.backbones.vllm.engine import VllmBackbone
 
         return VllmBackbone(spec, files, tensor_parallel=tensor_parallel)
     if tensor_parallel > 1:
-        raise UsageError(f"--tensor-parallel {tensor_parallel} and --engine transformers: only vLLM can split a model.")
+        raise UsageError(
+            f"`tensor_parallel={tensor_parallel}` and `engine='transformers'`: only vLLM can split a model."
+        )
     from llmembed.backbones.transformers import TransformersBackbone
 
     return TransformersBackbone(spec, files, device=device)
@@ -208,15 +221,15 @@ def resolve_layers(layers: Sequence[int], depth: int, where: str) -> tuple[int, 
     outside = [layer for layer in layers if not -depth - 1 <= layer <= depth]
     if outside or not layers:
         raise BackboneError(
-            f"{where} has the layers 0 to {depth} (or -{depth + 1} to -1), not {list(outside)}; change --layers."
+            f"{where} has the layers 0 to {depth} (or -{depth + 1} to -1), not {list(outside)}; change `layers`."
         )
     resolved = tuple(sorted(layer % (depth + 1) for layer in layers))
     if len(set(resolved)) < len(resolved):
-        raise BackboneError(f"--layers {','.join(map(str, layers))} names a layer of {where} twice: {list(resolved)}.")
+        raise BackboneError(f"`layers={tuple(layers)}` names a layer of {where} twice: {list(resolved)}.")
     return resolved
 
 
 def _resolve_length(max_length: int | None, at_most: int | None, positions: int, where: str) -> int:
     if max_length is not None and not 1 <= max_length <= positions:
-        raise BackboneError(f"--max-length {max_length}: {where} has {positions} positions.")
+        raise BackboneError(f"`max_length={max_length}`: {where} has {positions} positions.")
     return max_length or min(at_most or positions, positions)

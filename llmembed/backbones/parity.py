@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmembed.backbones import BackboneSpec, load_backbone
+from llmembed.backbones import BackboneSpec, EngineInfo, load_backbone
 from llmembed.backbones.weights import ModelFiles
 from llmembed.choices import EngineName
 
@@ -46,7 +46,7 @@ class Parity:
     layers: tuple[LayerParity, ...]
     tolerance: float
     passed: bool
-    engines: tuple[dict[str, str], dict[str, str]]
+    engines: tuple[EngineInfo, EngineInfo]
 
 
 def check_parity(
@@ -71,14 +71,14 @@ def check_parity(
     given, theirs, _ = _embed(spec, files, sample, "vllm", tensor_parallel=tensor_parallel)
     layers = tuple(_compare(layer, given[:, column], reference[:, column]) for column, layer in enumerate(spec.layers))
     if tolerance is None:
-        tolerance = max(TOLERANCE[engine["dtype"]] for engine in (ours, theirs))
+        tolerance = max(TOLERANCE[engine.dtype] for engine in (ours, theirs))
     passed = all(layer.relative_error <= tolerance for layer in layers)
     return Parity(len(sample), tokens, layers, tolerance, passed, (ours, theirs))
 
 
 def _embed(
     spec: BackboneSpec, files: ModelFiles, texts: Sequence[str], engine: EngineName, **loading: Any
-) -> tuple[np.ndarray, dict[str, str], int]:
+) -> tuple[np.ndarray, EngineInfo, int]:
     with closing(load_backbone(spec, files, engine=engine, **loading)) as backbone:
         tokens = backbone.tokenize(texts)
         (embeddings,) = backbone.embed([tokens])

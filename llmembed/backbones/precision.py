@@ -27,13 +27,13 @@ def _describe(value: float, layer: int, dtype: str) -> BadText:
 
 
 def remedy(bad: Iterable[BadText], computed_in: str = "") -> str:
-    """Say how these texts may get embeddings; empty where only other texts or another model would help."""
+    """Return how these texts may get embeddings; empty where only other texts or another model would help."""
     values = [text.value for text in bad if text.value is not None]
     ways = []
     if any(map(np.isfinite, values)):
-        ways.append("extract with --dtype float32")
+        ways.append("extract with `dtype='float32'`")
     if not all(map(np.isfinite, values)) and computed_in != "float32":
-        ways.append("compute in float32 with --device cpu")
+        ways.append("compute in float32 with `device='cpu'`")
     return " and ".join(ways)
 
 

@@ -42,7 +42,7 @@ class Tokenizer:
             # With the special tokens alone the tokenizer would not truncate at all.
             special = self._rust.num_special_tokens_to_add(False)
             raise BackboneError(
-                f"--max-length {self._limit} leaves no room beside {special} special tokens and the template: "
+                f"`max_length={self._limit}` leaves no room beside {special} special tokens and the template: "
                 f"{spec.template!r} has {alone} tokens without a text."
             )
         self._rust.enable_truncation(self._limit)
@@ -73,7 +73,7 @@ class Tokenizer:
         return Tokens(ids, truncated)
 
     def _fit(self, text: str) -> list[int]:
-        """Give the ids of the filled template with the longest head of a text with which it fits."""
+        """Return the ids of the filled template with the longest head of a text with which it fits."""
         heads = (text[:end] for end in self._ends(text))
         while tried := list(islice(heads, TRIES)):
             for encoding in self._rust.encode_batch_fast([self._template.fill(head) for head in tried]):
@@ -82,7 +82,7 @@ class Tokenizer:
         raise AssertionError("the template alone fits")
 
     def _ends(self, text: str) -> Iterator[int]:
-        """Give where tokens end in a text, from a little more than there is room for down to 0."""
+        """Return where tokens end in a text, from a little more than there is room for down to 0."""
         encoding = self._rust.encode(self._template.fill(text))
         ends = [
             end - len(self._before)

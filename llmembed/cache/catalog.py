@@ -5,7 +5,7 @@ no hindrance to finding another one. Knows no rows.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ from llmembed.backbones.weights import KNOWN
 from llmembed.cache import commits, records
 from llmembed.cache.opening import open_last_extraction, open_spec
 from llmembed.cache.place import place_of
-from llmembed.cache.remedy import extract_command, recorded
+from llmembed.cache.remedy import found_as
 from llmembed.errors import CacheError
+from llmembed.requests import ExtractionRequest, Reading
 from llmembed.storage import Store, list_names, size_of
 
 CACHE_NAME = re.compile(r".+-[0-9a-f]{8}")
@@ -42,20 +43,20 @@ def list_caches(root: Store, dataset: str | None = None) -> list[Found]:
 
 
 def find_latest(
-    root: Store, dataset: str | None = None, backbone: str | None = None, words: Sequence[str] = ()
+    root: Store, dataset: str | None = None, backbone: str | None = None, reading: Reading | None = None
 ) -> tuple[Store, BackboneSpec]:
     """Find the cache that was extracted last, and read its spec; see `Cache.latest`.
 
     Raises:
-        CacheError: there is none, or it is damaged, with the command that mends it.
+        CacheError: there is none, or it is damaged, with the extraction that makes it.
     """
     damaged: tuple[str, CacheError] | None = None
     for store, newest in list_caches(root, dataset):
         try:
-            spec = open_spec(store, words)
+            spec = open_spec(store, reading)
             if backbone is not None and not _is_by(store, spec, backbone):
                 continue
-            open_last_extraction(store, spec, words)
+            open_last_extraction(store, spec, reading)
         except CacheError as error:
             if damaged is None and (backbone is None or _may_be_by(store, backbone)):
                 damaged = newest, error
@@ -63,20 +64,24 @@ def find_latest(
         if damaged is None or damaged[0] == newest:
             return store, spec
         name = place_of(store).backbone
-        hint = f" Or name a whole one, with --backbone {name}." if dataset and backbone is None else ""
-        raise CacheError(f"{damaged[1]}{hint}")
+        if dataset and backbone is None:
+            # A note would stand below a traceback, where nobody who catches the error sees it.
+            damaged[1].args = (f"{damaged[1]} Or name a whole one: `backbones={[name]}`.",)
+        raise damaged[1]
     if damaged is not None:
         raise damaged[1]
     what = f"embeddings of {dataset}" if dataset else "embeddings"
     by = f" by {backbone}" if backbone else ""
-    option = ["--backbone", backbone] if backbone else []
-    command = extract_command(root.url, words or [dataset or "DATASET"], option)
-    raise CacheError(f"There are no {what}{by} in {root.url}. Run {command} first.")
+    wanted = reading or Reading(argument=dataset or "DATASET")
+    request = ExtractionRequest(reading=wanted, root=root.url, backbone=backbone)
+    raise CacheError(
+        f"There are no {what}{by} in {root.url}; extract them first.", cache=root.url, extractions=[request]
+    )
 
 
 def _is_by(store: Store, spec: BackboneSpec, backbone: str) -> bool:
-    place, found_as = place_of(store), recorded(store).get("backbone")
-    return backbone in (place.backbone, place.name, spec.model, found_as) or str(Path(backbone).resolve()) == found_as
+    place, found = place_of(store), found_as(store)
+    return backbone in (place.backbone, place.name, spec.model, found) or str(Path(backbone).resolve()) == found
 
 
 def _may_be_by(store: Store, backbone: str) -> bool:

@@ -1,7 +1,7 @@
 """Commits: the records that make shards count, and the shards that they lead to.
 
 In: a folder of records and shards. Out: each record with its commit, or with what is wrong with it; each shard opened
-and held against its commit and the spec, or what is wrong with it. Takes nothing out and mends nothing.
+and held against its commit and the spec, or what is wrong with it. Takes nothing out and repairs nothing.
 """
 
 import re
@@ -78,7 +78,7 @@ class Shard:
         return digest_content(self.view.content)
 
     def fault(self) -> str:
-        """Say what is wrong with the shard, whose bytes are hashed for it; empty if nothing is."""
+        """Return what is wrong with the shard, whose bytes are hashed for it; empty if nothing is."""
         found = self._store.stat(self.commit.path)
         if found is None:
             return "is missing"
@@ -91,7 +91,7 @@ class Shard:
             return str(damage)
 
     def changed(self) -> bool:
-        """Tell whether somebody has written to the file since it was opened."""
+        """Return whether somebody has written to the file since it was opened."""
         found = self._store.stat(self.commit.path)
         return found is not None and found.stamp != self._stamp
 
@@ -135,7 +135,7 @@ def open_shards(store: Store, commits: Sequence[Commit], spec: BackboneSpec) -> 
 
 
 def find_faults(shards: Sequence[Shard | DamageError]) -> list[str]:
-    """Say of each shard what is wrong with it, after all of them are hashed; empty if nothing is."""
+    """Return, of each shard, what is wrong with it, after all of them are hashed; empty if nothing is."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda shard: shard.fault() if isinstance(shard, Shard) else str(shard), shards))
 

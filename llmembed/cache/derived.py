@@ -62,7 +62,7 @@ def find(store: Store, identity: str) -> Derived | None:
     readable only: neither is an error.
     """
     with suppress(CacheError):
-        store.sweep(DERIVED)
+        store.delete_abandoned(DERIVED)
         for name in list_names(store, DERIVED):
             if name.startswith(f"{DERIVED}/{identity}-"):
                 with suppress(FileNotFoundError, CacheError):

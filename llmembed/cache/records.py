@@ -1,13 +1,12 @@
 """The small records of a cache: `spec.json`, whose embeddings it holds, and what each finished extraction did.
 
-In: a spec, reports. Out: files, and what they say, as long as it is certain that they say what was written. Knows no
+In: a spec, records. Out: files, and what they say, as long as it is certain that they say what was written. Knows no
 shards.
 """
 
 import json
 import re
 import secrets
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmembed.backbones import BackboneSpec
 from llmembed.cache.shard import CACHE_FORMAT
-from llmembed.choices import OnEmpty
 from llmembed.identity import SEAL, seal, unseal
+from llmembed.requests import ExtractionRequest
 from llmembed.storage import Store, list_names
 
 SPEC = "spec.json"
@@ -38,24 +37,36 @@ class _SpecRecord(BaseModel):
     spec: dict[str, Any]
 
 
-class _Reading(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class ExtractionRecord(BaseModel):
+    """What an extraction was asked for, and what it did.
 
-    argument: str
-    text_column: str = "text"
-    label_column: str = "label"
-    on_empty: OnEmpty = "error"
-    limit: int | None = None
+    Attributes:
+        rows: rows of the data set; each was either embedded or reused.
+        embedded: distinct texts that the model read in this run.
+        reused: rows whose embeddings were there already, or belong to an equal text.
+        quarantined: distinct texts that have no embeddings; `extract` tries them again whenever it is run.
+        truncated: rows whose text is longer than the length limit.
+        tokens: tokens that the model read in this run.
+        seconds: wall time of the run, loading the model included.
+        texts_per_second: embedded texts per second of embedding.
+        tokens_per_second: tokens per second of embedding.
+        mfu: share of the rate at which the GPUs multiply bfloat16 matrices that the matrix products of the layers made
+            use of (model FLOPs utilisation); None on the CPU.
+        watt_hours: energy that the GPUs used in the run, by their own counters; None where they have none.
+        engine: engine, version, device and dtype that embedded, empty if nothing was.
+        bytes: size of all shards of the cache.
+        repaired: damaged shards that were found and made again.
+        cache: URL of the cache.
+        backbone: where the backbone was found: a name, a hub id or a folder.
+        request: what the extraction was asked for.
+    """
 
-
-class _UnsealedExtraction(BaseModel):
-    """What extractions recorded before records were sealed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     rows: int
     embedded: int
     reused: int
+    quarantined: int = 0
     truncated: int
     tokens: int
     seconds: float
@@ -67,10 +78,8 @@ class _UnsealedExtraction(BaseModel):
     bytes: int
     repaired: int
     cache: str
-    dataset: list[str]
-    options: list[str]
-    reading: _Reading
     backbone: str
+    request: ExtractionRequest
 
 
 def write_spec(store: Store, spec: BackboneSpec) -> None:
@@ -100,23 +109,23 @@ def read_spec(store: Store) -> BackboneSpec:
         raise ValueError(_first(error)) from error
 
 
-def write_extraction(store: Store, report: Mapping[str, Any]) -> None:
-    """Write the report of a finished extraction, sealed, under a name that tells the time.
+def write_extraction(store: Store, record: ExtractionRecord) -> None:
+    """Write the record of a finished extraction, sealed, under a name that tells the time.
 
     Raises:
         CacheError: it cannot be written.
     """
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    store.create(f"{EXTRACTIONS}/{moment}-{secrets.token_hex(2)}.json", seal(report))
+    store.create(f"{EXTRACTIONS}/{moment}-{secrets.token_hex(2)}.json", seal(record.model_dump(mode="json")))
 
 
 def list_extractions(store: Store) -> list[str]:
-    """List the reports of finished extractions by name, the oldest first, without a look into them."""
+    """List the records of finished extractions by name, the oldest first, without a look into them."""
     return [name for name in list_names(store, EXTRACTIONS) if EXTRACTION.fullmatch(name)]
 
 
-def read_extraction(store: Store, name: str) -> dict[str, Any]:
-    """Read the report of an extraction.
+def read_extraction(store: Store, name: str) -> ExtractionRecord:
+    """Read the record of an extraction.
 
     Raises:
         FileNotFoundError: there is none of that name.
@@ -124,25 +133,52 @@ def read_extraction(store: Store, name: str) -> dict[str, Any]:
     """
     content = store.read(name)
     try:
-        return unseal(content)
+        found = unseal(content)
     except ValueError:
         # Those of llmembed 0.1.0 have no seal. Of them only the form can be checked.
         if f'"{SEAL}"'.encode() in content:
             raise
+        found = _loads(content)
     try:
-        return _UnsealedExtraction.model_validate_json(content).model_dump(exclude_unset=True)
+        # As JSON, for tuples come back from it alone.
+        return ExtractionRecord.model_validate_json(json.dumps(_with_request(found)))
     except ValidationError as error:
         raise ValueError(_first(error)) from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"it does not say what was asked for ({error!r})") from error
 
 
-def salvage_extraction(store: Store, name: str) -> dict[str, Any]:
-    """Return what a damaged report still says of how to extract again: good for a command to propose, no more."""
+def salvage_request(store: Store, name: str) -> ExtractionRequest | None:
+    """Return what a damaged record still says of how to extract again: good for a command to propose, no more."""
     try:
-        found = json.loads(store.read(name))
-        words = {key: found[key] for key in ("dataset", "options") if all(isinstance(word, str) for word in found[key])}
-        return words if all(isinstance(each, list) for each in words.values()) else {}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return {}
+        found = _with_request(_loads(store.read(name)))
+        return ExtractionRequest.model_validate_json(json.dumps(found["request"]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _loads(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _with_request(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a record as it is written now: llmembed 0.1.0 wrote what was asked for as words of a command line."""
+    if not isinstance(found, dict) or "options" not in found:
+        return found
+    words, reading = found["options"], found.get("reading", {"argument": found["dataset"][0]})
+    asked: dict[str, Any] = {
+        option.removeprefix("--").replace("-", "_"): value
+        for option, value in zip(words[::2], words[1::2], strict=True)
+    }
+    if "layers" in asked:
+        asked["layers"] = [int(layer) for layer in asked["layers"].split(",")]
+    if "max_length" in asked:
+        asked["max_length"] = int(asked["max_length"])
+    rest = {key: value for key, value in found.items() if key not in ("options", "dataset", "reading")}
+    return {**rest, "request": {**asked, "reading": reading}}
 
 
 def _first(error: ValidationError) -> str:

@@ -1,67 +1,71 @@
-"""The command that brings what a cache lacks or mends what is damaged in it.
+"""The extraction that brings what a cache lacks, or makes again what is damaged in it.
 
-In: the store of a cache, and what is known of how it was extracted. Out: a command line. Reads records only as far as
-they are whole, so that an error can always name a command.
+In: the store of a cache, and what is known of how it was extracted. Out: a request. Reads records only as far as they
+are whole, so that an error can always name one.
 """
 
 import os
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llmembed.backbones import BackboneSpec
 from llmembed.backbones.weights import KNOWN
 from llmembed.cache.place import place_of
-from llmembed.cache.records import list_extractions, read_extraction, salvage_extraction
+from llmembed.cache.records import list_extractions, read_extraction, salvage_request
 from llmembed.errors import CacheError
+from llmembed.requests import ExtractionRequest, Reading
 from llmembed.storage import Store
 
 
-def recorded(store: Store) -> dict[str, Any]:
-    """Return the newest report of an extraction that is whole, or what is left of a damaged one, or nothing."""
+def recorded_request(store: Store) -> ExtractionRequest | None:
+    """Return what the newest extraction was asked for whose record is whole, or what is left of a damaged one."""
     names = list(reversed(list_extractions(store)))
     for name in names:
         try:
-            return read_extraction(store, name)
+            return read_extraction(store, name).request
         except (OSError, ValueError, CacheError):
             continue
-    return next(filter(None, (salvage_extraction(store, name) for name in names)), {})
+    return next(filter(None, (salvage_request(store, name) for name in names)), None)
 
 
-def mend_command(
-    store: Store,
-    spec: BackboneSpec | None = None,
-    dataset: Sequence[str] | None = None,
-    otherwise: Sequence[str] = (),
-) -> str:
-    """Return the command that extracts again, of the data set last extracted or of another.
+def found_as(store: Store) -> str | None:
+    """Return where the newest extraction whose record is whole found the backbone."""
+    for name in reversed(list_extractions(store)):
+        try:
+            return read_extraction(store, name).backbone
+        except (OSError, ValueError, CacheError):
+            continue
+    return None
 
-    Its options are those of the last extraction, or else those that give the spec, as far as it is known. `otherwise`
-    are the words of the data set where no extraction tells them.
+
+def request_again(
+    store: Store, spec: BackboneSpec | None = None, otherwise: Reading | None = None
+) -> ExtractionRequest:
+    """Return the request that extracts again what was last extracted.
+
+    Without a record of that it is for the data set `otherwise`, or that of the folder's name, with what gives the
+    spec, as far as it is known.
     """
-    last, place = recorded(store), place_of(store)
-    options = ["--backbone", place.backbone] if spec is None else _spec_words(place.backbone, spec)
-    words = dataset or last.get("dataset") or otherwise or [place.dataset]
-    return extract_command(place.root, words, last.get("options", options))
+    place, last = place_of(store), recorded_request(store)
+    if last is not None:
+        return last.model_copy(update={"root": place.root})
+    reading = otherwise or Reading(argument=place.dataset)
+    if spec is None:
+        return ExtractionRequest(reading=reading, root=place.root, backbone=place.backbone)
+    return ExtractionRequest(
+        reading=reading,
+        root=place.root,
+        backbone=_name(place.backbone, spec.model),
+        layers=spec.layers,
+        pooling=spec.pooling,
+        max_length=spec.max_length,
+        template=spec.template,
+        dtype=spec.dtype,
+    )
 
 
-def extract_command(root: str, dataset: Sequence[str], options: Sequence[str]) -> str:
-    """Return the command that extracts a data set, given by its words, to the caches under a root."""
-    where = [] if root == "cache" else ["--cache", root]
-    return f"`{shlex.join(['llmembed', 'extract', *dataset, *options, *where])}`"
-
-
-def _spec_words(backbone: str, spec: BackboneSpec) -> list[str]:
-    named = backbone if backbone in KNOWN else spec.model
-    if "/" not in named and named not in KNOWN and not (Path(os.environ.get("LLMEMBED_MODELS", "")) / named).is_dir():
-        # A local folder, whose place is in no spec.
-        named = f"PATH/TO/{named}"
-    return [
-        *("--backbone", named),
-        *("--layers", ",".join(map(str, spec.layers))),
-        *("--pooling", spec.pooling),
-        *("--max-length", str(spec.max_length)),
-        *("--template", spec.template),
-        *("--dtype", spec.dtype),
-    ]
+def _name(backbone: str, model: str) -> str:
+    named = backbone if backbone in KNOWN else model
+    if "/" in named or named in KNOWN or (Path(os.environ.get("LLMEMBED_MODELS", "")) / named).is_dir():
+        return named
+    # A local folder, whose place is in no spec.
+    return f"PATH/TO/{named}"

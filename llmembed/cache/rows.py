@@ -1,7 +1,7 @@
 """Rows of opened shards, found by key: where they lie, and what stands there.
 
 In: shards, and keys. Out: `Located`, token counts, truncation marks and embeddings [rows, layers, dim]. Knows no commit
-record and mends nothing.
+record and repairs nothing.
 """
 
 from collections.abc import Callable, Sequence

@@ -19,11 +19,12 @@ from llmembed.backbones.weights import ModelFiles, find_model
 from llmembed.choices import Fusion
 from llmembed.classifier.files import CLASSIFIER_FORMAT, KIND, RECORD, check_destination, read_classifier, seal_folder
 from llmembed.errors import BackboneError, ClassifierError
-from llmembed.features.fusion import LEARNED, Layout, fuse, fused_width
-from llmembed.features.scaling import Scaler, load_scalers, save_scalers
+from llmembed.features import FeatureMap
+from llmembed.features.fusion import LEARNED, Layout
 from llmembed.folders import replacing_folder
 from llmembed.heads import Head, head_name, load_head
 from llmembed.heads.classes import decide
+from llmembed.requests import TrainingSpec
 from llmembed.saved import checked_labels
 
 # Texts that are in memory at once while predicting.
@@ -78,7 +79,7 @@ class RecordedBackbone(BaseModel):
             raise ClassifierError(
                 f"The classifier was trained on {spec.model} with weights {spec.weights[:12]} and tokenizer "
                 f"{spec.tokenizer[:12]}; {files.folder} has {found[0][:12]} and {found[1][:12]}. "
-                "Name the right one with --backbone."
+                "Name the right one in `backbones`."
             )
         config = files.config
         if (spec.depth, spec.dim) != (config.depth, config.dim) or spec.max_length > config.positions:
@@ -94,11 +95,34 @@ class RecordedBackbone(BaseModel):
         try:
             return find_model(self.found_at, download=False)
         except BackboneError as error:
-            if "--backbone" in str(error):
-                raise
             raise BackboneError(
-                f"{error} The classifier's record names it; name another one with --backbone."
+                f"{error} The classifier's record names it; name in `backbones` where it is, or a hub id to download.",
+                requirement=error.requirement,
+                reinstall=error.reinstall,
             ) from error
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What identifies the numbers that were read of a cache: short name of the backbone, fingerprint, layers."""
+
+    name: str
+    fingerprint: str
+    layers: tuple[int, ...]
+
+
+class TrainingSettings(TrainingSpec):
+    """All that, with the embeddings, determines a classifier.
+
+    Attributes:
+        dataset: name of the data set.
+        dataset_digest: of its texts, labels and splits in their order.
+        backbones: what was read of each of them.
+    """
+
+    dataset: str
+    dataset_digest: str
+    backbones: tuple[SourceRecord, ...]
 
 
 class ClassifierRecord(BaseModel):
@@ -120,7 +144,7 @@ class ClassifierRecord(BaseModel):
     fusion: Fusion
     head: str
     labels: tuple[str, ...]
-    training: dict[str, Any]
+    training: TrainingSettings
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -131,16 +155,16 @@ class ClassifierRecord(BaseModel):
 
     @property
     def layout(self) -> Layout:
-        """Give the number of layers and the dim of each backbone."""
+        """Return the number of layers and the dim of each backbone."""
         return tuple((len(each.layers), each.spec.dim) for each in self.backbones)
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Scaling, fusion and head over the embeddings of one backbone or several."""
+    """A feature map and a head over the embeddings of one backbone or several."""
 
     record: ClassifierRecord
-    scalers: tuple[Scaler, ...]
+    feature_map: FeatureMap
     head: Head
 
     def predict_proba(self, embeddings: Sequence[np.ndarray]) -> np.ndarray:
@@ -149,8 +173,7 @@ class Classifier:
         Raises:
             ClassifierError: values or weights so large that probabilities are no numbers.
         """
-        scaled = [scaler.apply(each) for scaler, each in zip(self.scalers, embeddings, strict=True)]
-        probabilities = self.head.predict_proba(fuse(scaled, self.record.fusion))
+        probabilities = self.head.predict_proba(self.feature_map.apply(embeddings))
         if not np.isfinite(probabilities).all():
             raise ClassifierError("The classifier gives probabilities that are no numbers. Train it again.")
         return probabilities
@@ -172,7 +195,7 @@ class Classifier:
         if found_at and len(found_at) != len(recorded):
             names = " and ".join(each.spec.model for each in recorded)
             raise ClassifierError(
-                f"The classifier reads {len(recorded)} backbones, {names}; --backbone was given {len(found_at)} times. "
+                f"The classifier reads {len(recorded)} backbones, {names}; `backbones` has {len(found_at)}. "
                 "Name all of them, in this order, or none."
             )
         places: Sequence[str | None] = found_at or [None] * len(recorded)
@@ -201,7 +224,7 @@ class Classifier:
         """
         check_destination(folder)
         with replacing_folder(folder.resolve(), KIND) as fresh:
-            save_scalers(self.scalers, fresh)
+            self.feature_map.save(fresh)
             self.head.save(fresh)
             for name, report in (reports or {}).items():
                 (fresh / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -226,16 +249,22 @@ class Classifier:
         except ValidationError as error:
             first = error.errors()[0]
             raise files.damaged(RECORD, f"{str(first['loc'])[:100]}: {first['msg']}") from error
-        scalers, head = load_scalers(files, record.layout), load_head(files)
+        feature_map = FeatureMap.load(files, record.fusion, record.layout)
+        head = load_head(files)
         learned = record.fusion if record.fusion in LEARNED else None
         params = {"fusion": None, "layout": (), **head.get_params()}
         agreements = {
             "head": head_name(head) == record.head,
             "labels": head.classes_.tolist() == list(range(len(record.labels))),
-            "features": head.n_features_in_ == fused_width(record.fusion, record.layout),
+            "features": head.n_features_in_ == feature_map.width,
             "fusion": params["fusion"] == learned and (learned is None or params["layout"] == record.layout),
         }
         for what, agree in agreements.items():
             if not agree:
                 raise files.damaged("head.json", f"its {what} is not that of {RECORD}")
-        return cls(record, scalers, head)
+        return cls(record, feature_map, head)
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """Load a trained classifier; errors as those of `Classifier.load`."""
+    return Classifier.load(Path(folder))

@@ -57,12 +57,13 @@ def read_classifier(folder: Path) -> tuple[dict[str, Any], SavedFiles]:
 
 def _read_sealed(files: SavedFiles) -> tuple[dict[str, Any], SavedFiles]:
     if RECORD not in files.contents:
-        raise ClassifierError(f"{files.folder} is not a classifier: no {RECORD} in it. Make one with `llmembed train`.")
+        raise ClassifierError(f"{files.folder} is not a classifier: no {RECORD} in it.", folder=str(files.folder))
     found = files.read_json(RECORD).get("format")
     if found != CLASSIFIER_FORMAT:
         raise ClassifierError(
             f"{files.folder / RECORD} has format {str(found)[:20]}; this llmembed reads format {CLASSIFIER_FORMAT}. "
-            "Train it again with `llmembed train`: the embeddings are still in the cache."
+            "Train it again: the embeddings are still in the cache.",
+            folder=str(files.folder),
         )
     try:
         record = unseal(files.content(RECORD))
@@ -87,13 +88,13 @@ def check_destination(folder: Path) -> None:
     """
     in_the_way = [place for place in (folder, *folder.resolve().parents) if _is_file(place)]
     if in_the_way:
-        raise ClassifierError(f"{in_the_way[0]} is a file; name another folder with --out.")
+        raise ClassifierError(f"{in_the_way[0]} is a file; name another folder.")
     check_folder_writable(folder.resolve())
     if folder.is_symlink():
-        raise ClassifierError(f"{folder} is a link to {folder.readlink()}; name the folder itself with --out.")
+        raise ClassifierError(f"{folder} is a link to {folder.readlink()}; name the folder itself.")
     # Unlike Path.is_mount it may vanish meanwhile, while another process exchanges it.
     if os.path.ismount(folder):
-        raise ClassifierError(f"{folder} is a mount point, which cannot be renamed; name a folder in it with --out.")
+        raise ClassifierError(f"{folder} is a mount point, which cannot be renamed; name a folder in it.")
     try:
         finish_exchange(folder.resolve(), KIND)
         foreign = _foreign(folder) if folder.is_dir() else None
@@ -101,13 +102,13 @@ def check_destination(folder: Path) -> None:
         # Another process is exchanging it, which deletes nothing but a classifier either.
         foreign = None
     except OSError as error:
-        raise ClassifierError(f"{folder} cannot be read: {error.strerror}; name another folder with --out.") from error
+        raise ClassifierError(f"{folder} cannot be read: {error.strerror}; name another folder.") from error
     if foreign:
-        raise ClassifierError(f"{folder} holds {foreign}; name another folder with --out.")
+        raise ClassifierError(f"{folder} holds {foreign}; name another folder.")
 
 
 def _foreign(folder: Path) -> str | None:
-    """Name something in a folder that is no part of a classifier of ours, of whatever format."""
+    """Return something in a folder that is no part of a classifier of ours, of whatever format."""
     if foreign := KIND.foreign(folder):
         return f"{foreign}, which is no part of a classifier"
     names = sorted(entry.name for entry in folder.iterdir())

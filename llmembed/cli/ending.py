@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import typer
 
+from llmembed.cli.remedies import fixes, in_options
 from llmembed.errors import LLMEmbedError, UsageError
 from llmembed.printable import print_note, write
 
@@ -44,7 +45,9 @@ def run(command: Callable[[], None]) -> int:
     except BrokenPipeError:
         code = UNREAD
     except LLMEmbedError as error:
-        print_note(f"error: {error}")
+        print_note(f"error: {in_options(str(error))}")
+        for fix in fixes(error):
+            print_note(f"fix: {fix}")
         code = error.exit_code
     except OSError as error:
         # typer writes the help on stdout itself; there is no file's name in what that raises.

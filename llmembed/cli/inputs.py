@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmembed.choices import OnEmpty
+from llmembed.cli.remedies import print_warning
 from llmembed.errors import UsageError
 from llmembed.printable import print_note
 
@@ -39,7 +40,7 @@ def load_or_latest(
             options = ", ".join(option for option, is_given in given.items() if is_given)
             raise UsageError(f"{options} without a data set: name the data set that it is for.")
         latest = Cache.latest(cache, backbone=backbones[0] if backbones else None)
-        reading = latest.last_extraction().get("reading", {"argument": latest.dataset})
+        reading = latest.request().reading.model_dump()
         print_note(f"no data set named: taking the one last extracted, {reading['argument']} ({latest.url})")
     return load(**reading)
 
@@ -50,7 +51,7 @@ def load(argument: str, **reading: Any) -> "Dataset":
 
     loaded = load_dataset(argument, **reading)
     for warning in loaded.warnings:
-        print_note(f"{loaded.name}: {warning}")
+        print_warning(f"{loaded.name}: {warning}")
     return loaded
 
 

@@ -3,6 +3,7 @@
 Knows no command and loads nothing.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from errno import ENAMETOOLONG
@@ -23,7 +24,7 @@ MAX_WIDTH = 2**20
 
 
 def parse_path(value: str | Path) -> Path:
-    """Take a path that can be one: not empty, which would be the working directory, and not too long."""
+    """Parse a path that can be one: not empty, which would be the working directory, and not too long."""
     if value == "":
         raise typer.BadParameter("it is empty; name a place.")
     refuse_long([str(value)])
@@ -31,7 +32,7 @@ def parse_path(value: str | Path) -> Path:
 
 
 def refuse_long(value: Any) -> Any:
-    """Take names, one or several or none, that may be those of files."""
+    """Parse names, one or several or none, that may be those of files."""
     for name in value if isinstance(value, list | tuple) else [value]:
         try:
             os.lstat(name or ".")
@@ -42,7 +43,7 @@ def refuse_long(value: Any) -> Any:
 
 
 def parse_number(value: Any) -> Any:
-    """Take finite numbers, one or several or none: NaN is neither under a least nor above a greatest value."""
+    """Parse finite numbers, one or several or none: NaN is neither under a least nor above a greatest value."""
     for number in value if isinstance(value, list | tuple) else [value]:
         if number is not None and not isfinite(number):
             raise typer.BadParameter(f"{number} is not a finite number.")
@@ -50,7 +51,7 @@ def parse_number(value: Any) -> Any:
 
 
 def parse_layers(option: str | None) -> tuple[int, ...] | None:
-    """Take whole numbers with commas."""
+    """Parse whole numbers with commas."""
     try:
         return None if option is None else tuple(int(layer) for layer in option.split(","))
     except ValueError as error:
@@ -58,7 +59,7 @@ def parse_layers(option: str | None) -> tuple[int, ...] | None:
 
 
 def parse_names(option: str, value: str | None, known: Sequence[str]) -> list[Any]:
-    """Take names with commas, all of them known."""
+    """Parse names with commas, all of them known."""
     names = [] if value is None else value.split(",")
     unknown = sorted(set(names) - set(known))
     if unknown:
@@ -67,7 +68,7 @@ def parse_names(option: str, value: str | None, known: Sequence[str]) -> list[An
 
 
 def parse_widths(option: str | None) -> tuple[int, ...] | None:
-    """Take widths of hidden layers with commas."""
+    """Parse widths of hidden layers with commas."""
     if option is None:
         return None
     widths = option.split(",")
@@ -78,6 +79,29 @@ def parse_widths(option: str | None) -> tuple[int, ...] | None:
     return tuple(map(int, widths))
 
 
+def parse_parameters(given: Sequence[str]) -> dict[str, Any]:
+    """Parse NAME=VALUE pairs; a value is JSON, several with commas a tuple of them, and anything else a string."""
+    parameters: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"-P {pair}: expected NAME=VALUE, such as epochs=20.")
+        if name in parameters:
+            raise UsageError(f"-P {pair}: {name} is given twice.")
+        parameters[name] = _parse_value(value)
+    return parameters
+
+
+def _parse_value(value: str) -> Any:
+    for text in (value, f"[{value}]"):
+        try:
+            read = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        return tuple(read) if isinstance(read, list) else read
+    return value
+
+
 def check_folder(option: str, folder: Path, kind: type[LLMEmbedError] = UsageError) -> None:
     """Refuse a folder in which nothing can be written, before anything is computed for it.
 
@@ -86,6 +110,15 @@ def check_folder(option: str, folder: Path, kind: type[LLMEmbedError] = UsageErr
     """
     if reason := why_unwritable(folder / "file"):
         raise kind(f"{option} {folder} cannot be written: {reason}. Name another place.")
+
+
+def check_classifier(out: Path | None) -> None:
+    """Refuse a place for a classifier before a cache is opened; without `out` it is under models/."""
+    from llmembed.classifier.files import check_destination
+
+    check_folder("--out", out or Path("models"))
+    if out is not None:
+        check_destination(out)
 
 
 DATASET_HELP = "A name (jobs/NAME.toml), a Parquet, CSV, TSV or JSONL file, or a folder with train and test files."

@@ -6,10 +6,10 @@ bytes that are not UTF-8, one class. Knows no backbone and no cache.
 """
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import polars as pl
 
@@ -18,8 +18,9 @@ from llmembed.datasets.jobs import Hub, Job, find_job, job_names, load_job, rede
 from llmembed.datasets.splits import SPLITS, find_overlaps, limit_rows, with_test_split
 from llmembed.datasets.tables import SUFFIXES, read_table, write_table
 from llmembed.errors import DatasetError, UsageError
+from llmembed.requests import Reading
 
-__all__ = ["SPLITS", "SUFFIXES", "Dataset", "Reading", "load_dataset", "read_table"]
+__all__ = ["SPLITS", "SUFFIXES", "Dataset", "load_dataset", "read_table"]
 
 # What a folder may be called: this leaves room for what others put behind it in names of 255 bytes.
 NAME_BYTES = 100
@@ -31,7 +32,7 @@ class Dataset:
 
     Attributes:
         name: names the folder in the cache.
-        reading: the arguments of `load_dataset` that it was read with, where they are not the default.
+        reading: what it was read by.
         origin: the folder, files or hub revision that the texts were read from.
         table: columns text, label, split (all strings), in the order of the source.
         skipped: number of rows left out because their text was empty.
@@ -39,48 +40,23 @@ class Dataset:
     """
 
     name: str
-    reading: dict[str, Any]
+    reading: Reading
     origin: str
     job: Job
     table: pl.DataFrame
     skipped: int = 0
     warnings: tuple[str, ...] = field(default=())
 
-    @property
-    def words(self) -> list[str]:
-        """Give the words of a command line that name this data set."""
-        options = {name: value for name, value in self.reading.items() if name != "argument"}
-        argument = self.reading["argument"]
-        return [
-            # A name that begins with a dash would be read as an option.
-            f"./{argument}" if argument.startswith("-") else argument,
-            *(word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))),
-        ]
-
     def texts(self, split: str | None = None) -> list[str]:
-        """Give the texts [rows], of one split or of all."""
+        """Return the texts [rows], of one split or of all."""
         return self._rows(split)["text"].to_list()
 
     def labels(self, split: str) -> list[str]:
-        """Give the labels [rows] of one split."""
+        """Return the labels [rows] of one split."""
         return self._rows(split)["label"].to_list()
 
     def _rows(self, split: str | None) -> pl.DataFrame:
         return self.table if split is None else self.table.filter(pl.col("split") == split)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a user's table is to be read: which columns, and what becomes of empty texts."""
-
-    text_column: str = "text"
-    label_column: str = "label"
-    on_empty: OnEmpty = "error"
-
-    @property
-    def columns(self) -> list[str]:
-        """Give the columns that are read."""
-        return [self.text_column, self.label_column]
 
 
 def load_dataset(
@@ -98,7 +74,10 @@ def load_dataset(
     Raises:
         DatasetError: not found, not readable, or unfit to train on; the message says where and why.
     """
-    path, job, reading = Path(argument), Job(), Reading(text_column, label_column, on_empty)
+    reading = Reading(
+        argument=argument, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit
+    )
+    path, job = Path(argument), Job()
     # Only a bare name can be a job: ./agnews is the folder here.
     bare = path.name == argument and path.suffix not in SUFFIXES and not argument.startswith("-")
     kind = _kind(path) if argument else "nothing"
@@ -122,11 +101,8 @@ def load_dataset(
     if limit is not None:
         table = limit_rows(table, limit)
     _check_classes(table, origin)
-    given = {**asdict(reading), "limit": limit}
-    defaults = {**asdict(Reading()), "limit": None}
-    differing = {option: value for option, value in given.items() if value != defaults[option]}
     warnings = (*([] if not named else redefinition(argument)), *find_overlaps(table))
-    return Dataset(folder_name(name), {"argument": argument, **differing}, origin, job, table, skipped, warnings)
+    return Dataset(folder_name(name), reading, origin, job, table, skipped, warnings)
 
 
 def folder_name(name: str) -> str:
@@ -143,19 +119,19 @@ def folder_name(name: str) -> str:
 
 
 def column_texts(table: pl.DataFrame, column: str, where: str) -> pl.Series:
-    """Give the column that holds the texts.
+    """Return the column that holds the texts.
 
     Raises:
         DatasetError: no such column, or it does not hold strings.
     """
     if column not in table.columns:
-        raise DatasetError(_missing_column(column, table, where, "--text-column"))
+        raise DatasetError(_missing_column(column, table, where, "text_column"))
     if table.schema[column] in (pl.Categorical, pl.Enum):
         return table[column].cast(pl.String)
     if table.schema[column] != pl.String:
         raise DatasetError(
             f"{where}: column {column!r} is {table.schema[column]}, expected strings; "
-            "name the column of the texts with --text-column."
+            "name the column of the texts in `text_column`."
         )
     return table[column]
 
@@ -166,7 +142,7 @@ def refuse_empty(texts: pl.Series, where: str, remedy: str) -> None:
     if empty.any():
         raise DatasetError(
             f"{where}: {empty.sum():,} of {len(texts):,} texts are null or empty "
-            f"(the first is row {(empty.arg_max() or 0) + 1:,}); mend them or {remedy}."
+            f"(the first is row {(empty.arg_max() or 0) + 1:,}); fix them or {remedy}."
         )
 
 
@@ -192,7 +168,7 @@ def _local_copy(name: str) -> Path | None:
 
 
 def is_file(argument: str) -> bool:
-    """Tell whether there is a file of that name."""
+    """Return whether there is a file of that name."""
     return _kind(Path(argument)) == "file"
 
 
@@ -238,7 +214,7 @@ def _read_hub(name: str, job: Job, reading: Reading) -> pl.DataFrame:
             raise DatasetError(
                 f"{name} is not on this machine and {address} could not be read: {here}, or connect to the hub."
             ) from error
-        columns = Reading(job.hub.text_column, job.hub.label_column, reading.on_empty)
+        columns = reading.model_copy(update={"text_column": job.hub.text_column, "label_column": job.hub.label_column})
         parts.append(_with_split(_named_labels(table, job.hub, address), columns, address, split))
     return pl.concat(parts)
 
@@ -292,10 +268,10 @@ def _with_split(table: pl.DataFrame, reading: Reading, where: str, split: str) -
 def _standardised(table: pl.DataFrame, reading: Reading, where: str) -> pl.DataFrame:
     texts = column_texts(table, reading.text_column, where)
     if reading.on_empty == "error":
-        refuse_empty(texts, where, "leave them out with --on-empty skip")
+        refuse_empty(texts, where, "leave them out with `on_empty='skip'`")
     label_column = reading.label_column
     if label_column not in table.columns:
-        raise DatasetError(_missing_column(label_column, table, where, "--label-column"))
+        raise DatasetError(_missing_column(label_column, table, where, "label_column"))
     labels = table[label_column]
     if labels.dtype in (pl.Categorical, pl.Enum):
         labels = labels.cast(pl.String)
@@ -310,8 +286,8 @@ def _standardised(table: pl.DataFrame, reading: Reading, where: str) -> pl.DataF
     return pl.DataFrame({"text": texts, "label": labels.cast(pl.String)})
 
 
-def _missing_column(column: str, table: pl.DataFrame, where: str, option: str) -> str:
-    return f"{where} has no column {column!r}; it has {', '.join(table.columns)}. Name the right one with {option}."
+def _missing_column(column: str, table: pl.DataFrame, where: str, argument: str) -> str:
+    return f"{where} has no column {column!r}; it has {', '.join(table.columns)}. Name the right one in `{argument}`."
 
 
 def _check_classes(table: pl.DataFrame, origin: str) -> None:

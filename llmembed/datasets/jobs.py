@@ -67,12 +67,12 @@ def load_job(path: Path) -> Job:
 
 
 def find_job(name: str) -> Path | None:
-    """Give the job file of `name`: `jobs/` of the working directory first, then the jobs that come with llmembed."""
+    """Return the job file of `name`: `jobs/` of the working directory first, then the jobs that come with llmembed."""
     return next(iter(_job_files(name)), None)
 
 
 def redefinition(name: str) -> list[str]:
-    """Say that a job file of the working directory stands in the place of llmembed's own, if that is another one."""
+    """Return a warning if a job file of the working directory stands in the place of another one of llmembed's own."""
     files = _job_files(name)
     if len(files) < 2 or files[0].samefile(files[1]) or files[0].read_bytes() == files[1].read_bytes():
         return []

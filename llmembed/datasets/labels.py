@@ -14,7 +14,7 @@ from llmembed.errors import InputError
 
 
 def index_labels(labels: Iterable[Any], known: Sequence[Any]) -> tuple[NDArray[np.int64], list[Any]]:
-    """Give the class index of each label, int64 [rows], and the names of all: the known ones, then others, sorted."""
+    """Return the class index of each label, int64 [rows], and the names of all: the known ones, then others, sorted."""
     rows = list(labels)
     names = [*known, *sorted(set(rows) - set(known))]
     index = {name: number for number, name in enumerate(names)}
@@ -22,7 +22,7 @@ def index_labels(labels: Iterable[Any], known: Sequence[Any]) -> tuple[NDArray[n
 
 
 def index_options(options: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    """Give the options of a head with weights by class index, where they were by label.
+    """Return the options of a head with weights by class index, where they were by label.
 
     Every class gets a weight, so that a fold which lacks one of them is no mistake.
 

@@ -38,7 +38,7 @@ def limit_rows(table: pl.DataFrame, limit: int) -> pl.DataFrame:
 
 
 def find_overlaps(table: pl.DataFrame) -> list[str]:
-    """Say how many texts stand in two splits or have two labels, and which labels only test rows have."""
+    """Return how many texts stand in two splits or have two labels, and which labels only test rows have."""
     per_split = table.group_by("text", "split").agg(pl.col("label").min(), most=pl.col("label").max())
     train, validation, test = (per_split.filter(pl.col("split") == split) for split in SPLITS)
     doubtful = pl.col("label") != pl.col("most")

@@ -84,7 +84,7 @@ def write_table(table: pl.DataFrame, path: Path, *, escape: bool = False) -> Non
 def check_format(path: Path) -> None:
     """Refuse a suffix that a table cannot be written as, with a UsageError."""
     if path.suffix not in FORMATS:
-        raise UsageError(f"--out {path}: predictions are written as {', '.join(FORMATS)}.")
+        raise UsageError(f"{path}: predictions are written as {', '.join(FORMATS)}.")
 
 
 def check_columns_fit(table: pl.DataFrame, path: Path) -> None:
@@ -93,7 +93,7 @@ def check_columns_fit(table: pl.DataFrame, path: Path) -> None:
         if not _fits(dtype, path.suffix):
             ways = ".parquet" if path.suffix == ".jsonl" or not _fits(dtype, ".jsonl") else ".jsonl or .parquet"
             raise UsageError(
-                f"--out {path}: {path.suffix} cannot hold the column {column!r}, which is {dtype}; write {ways}, or "
+                f"{path}: {path.suffix} cannot hold the column {column!r}, which is {dtype}; write {ways}, or "
                 "leave the column out of the input."
             )
 

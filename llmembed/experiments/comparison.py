@@ -20,14 +20,12 @@ from llmembed.experiments.trials import Configuration, Result, Results, Trial, r
 from llmembed.features.fusion import LEARNED, fused_layers
 from llmembed.features.left_out import without_quarantined
 from llmembed.features.sources import open_sources
+from llmembed.fitting import training_rows
 from llmembed.folds import deal_folds, find_wholes
 from llmembed.heads import HEADS, learns_fusions
+from llmembed.requests import TrainingSpec
 from llmembed.storage import Location, open_store
-from llmembed.training import (
-    Training,
-    train_on,
-    training_part,
-)
+from llmembed.training import Training, train_on
 
 FUSIONS: tuple[Fusion, ...] = tuple(fusion for fusion in get_args(Fusion) if fusion != "last")
 FOLDS = 3
@@ -39,7 +37,7 @@ class Line:
 
     configuration: Configuration
     accuracy: float
-    spread: float
+    standard_deviation: float
     macro_f1: float
     fit_seconds: float
 
@@ -73,7 +71,7 @@ class Leaderboard:
     winner: Training
 
     def to_json(self) -> dict[str, Any]:
-        """Give one object for `--json`."""
+        """Return one object of JSON values."""
         lines = [{**asdict(line), "configuration": line.configuration.model_dump()} for line in self.lines]
         counts = {
             name: getattr(self, name)
@@ -131,7 +129,7 @@ def compare(
     lines but for the times.
 
     Raises:
-        CacheError: no cache, rows missing from it, or a damaged shard, with the command that mends it.
+        CacheError: no cache, rows missing from it, or a damaged shard, with the extraction that makes it again.
         DatasetError: no class has as many training rows as there are folds, apart from texts that are part of others.
     """
     start = perf_counter()
@@ -139,21 +137,21 @@ def compare(
     dataset = without_quarantined(dataset, sources, on_warning)
     labels = sorted(set(dataset.labels("train")))
     wholes = find_wholes(dataset.texts("train"))
-    part = training_part(dataset, sources, wholes)
-    _refuse_few_rows(part.y[np.unique(wholes)], folds, dataset)
-    fold_of = {seed: deal_folds(part.y, wholes, folds=folds, seed=seed) for seed in seeds}
+    subset = training_rows(dataset, sources, wholes)
+    _refuse_few_rows(subset.y[np.unique(wholes)], folds, dataset)
+    fold_of = {seed: deal_folds(subset.y, wholes, folds=folds, seed=seed) for seed in seeds}
     compared = configurations([source.layers for source in sources], fusions=fusions, heads=heads, options=options)
     trials = [
         Trial(configuration=configuration, seed=seed, fold=fold, folds=folds)
         for configuration, seed, fold in product(compared, seeds, range(folds))
     ]
     compared_as = f"{dataset.name}-{'+'.join(source.name for source in sources)}"
-    kept = Results(open_store(results).child(compared_as), dataset)
-    found = {kept.name(trial): kept.read(trial) for trial in trials}
-    new = [trial for trial in trials if found[kept.name(trial)] is None]
-    for done, result in enumerate(run_trials(new, sources, part, fold_of, labels), start=1):
-        kept.write(result)
-        found[kept.name(result.trial)] = result
+    stored = Results(open_store(results).child(compared_as), dataset)
+    found = {stored.name(trial): stored.read(trial) for trial in trials}
+    new = [trial for trial in trials if found[stored.name(trial)] is None]
+    for done, result in enumerate(run_trials(new, sources, subset, fold_of, labels), start=1):
+        stored.write(result)
+        found[stored.name(result.trial)] = result
         on_progress(done, len(new))
     lines = _rank(compared, [result for result in found.values() if result is not None])
     seconds = perf_counter() - start
@@ -162,7 +160,7 @@ def compare(
         lines=tuple(lines),
         by_depth={head: _by_depth(lines, head) for head in heads},
         backbones=tuple(source.name for source in sources),
-        rows=len(part.y),
+        rows=len(subset.y),
         contained=len(wholes) - len(np.unique(wholes)),
         folds=folds,
         seeds=tuple(seeds),
@@ -172,10 +170,7 @@ def compare(
         winner=train_on(
             dataset,
             best.of(sources),
-            fusion=best.fusion,
-            head=best.head,
-            head_options=best.options,
-            seed=seeds[0],
+            TrainingSpec(fusion=best.fusion, head=best.head, head_options=best.options, seed=seeds[0]),
             out=out,
         ),
     )
@@ -186,7 +181,7 @@ def _refuse_few_rows(y: np.ndarray, folds: int, dataset: Dataset) -> None:
     if largest < folds:
         raise DatasetError(
             f"{dataset.origin}: the largest class has {largest} training texts that are not part of others, fewer than "
-            f"--folds {folds}; lower it."
+            f"`folds={folds}`; lower it."
         )
 
 
@@ -201,7 +196,7 @@ def _rank(compared: Sequence[Configuration], results: Sequence[Result]) -> list[
             Line(
                 configuration=configuration,
                 accuracy=round(float(np.mean(accuracies)), 6),
-                spread=round(float(np.std(accuracies)), 6),
+                standard_deviation=round(float(np.std(accuracies)), 6),
                 macro_f1=round(float(np.mean([result.macro_f1 for result in own])), 6),
                 fit_seconds=round(float(np.mean([result.fit_seconds for result in own])), 3),
             )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any, Literal
 
+from llmembed.classifier import SourceRecord
 from llmembed.experiments.paper import PAPER
 
 LAST = "last layer alone"
@@ -45,7 +46,7 @@ class Column:
     test: int
     classes: int
     public: dict[str, int] | None
-    backbones: tuple[dict[str, Any], ...]
+    backbones: tuple[SourceRecord, ...]
     notes: tuple[str, ...]
 
 
@@ -69,7 +70,7 @@ class Reproduction:
     seconds: float
 
     def above(self, baseline: str) -> dict[str, dict[str, float]]:
-        """Give by how many points of accuracy each fusion is above a baseline: by fusion, then data set."""
+        """Return by how many points of accuracy each fusion is above a baseline: by fusion, then data set."""
         base = self._scores(baseline)
         return {
             row.name: {
@@ -80,7 +81,7 @@ class Reproduction:
         }
 
     def verdicts(self) -> list[str]:
-        """Say for each fusion on how many data sets it beats the last layer alone, and TF-IDF."""
+        """Return for each fusion on how many data sets it beats the last layer alone, and TF-IDF."""
         titles, over_words = {column.dataset: column.title for column in self.columns}, self.above(TFIDF)
         return [
             f"{fusion} beats the last layer alone on {_wins(points)} of {len(points)} data sets "
@@ -90,7 +91,7 @@ class Reproduction:
         ]
 
     def notes(self) -> list[str]:
-        """Say what must be known to read the table."""
+        """Return what must be known to read the table."""
         return [
             *(note for column in self.columns for note in column.notes),
             "The test split chose nothing: every row of this table is printed, whichever is best.",
@@ -115,7 +116,7 @@ class Reproduction:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Give one object for `--json`."""
+        """Return one object of JSON values."""
         return {
             **asdict(self),
             "above_last": self.above(LAST),
@@ -125,7 +126,7 @@ class Reproduction:
         }
 
     def to_markdown(self) -> str:
-        """Give a page that explains itself."""
+        """Return a page that explains itself."""
         return "\n".join(
             [
                 f"# {len(self.columns)} of the {len(PAPER)} data sets of LLMEmbed (ACL 2024)",
@@ -147,7 +148,7 @@ class Reproduction:
         )
 
     def _backbones(self) -> str:
-        return " + ".join(f"{each['name']}, {_listed(each['layers'])}" for each in self.columns[0].backbones)
+        return " + ".join(f"{each.name}, {_listed(each.layers)}" for each in self.columns[0].backbones)
 
     def _scores(self, name: str) -> dict[str, Score]:
         return next(row.scores for row in self.rows if row.name == name)
@@ -159,7 +160,7 @@ class Reproduction:
     def _readings(self) -> list[list[str]]:
         lines = [["", "training rows", "test rows", "classes", "backbone and layers"]]
         for column in self.columns:
-            read = (f"{each['name']}-{each['fingerprint']}, {_listed(each['layers'])}" for each in column.backbones)
+            read = (f"{each.name}-{each.fingerprint}, {_listed(each.layers)}" for each in column.backbones)
             counts = (f"{count:,}" for count in (column.train, column.test, column.classes))
             lines.append([column.title, *counts, " + ".join(read)])
         return lines

@@ -31,9 +31,11 @@ from llmembed.features.fusion import LEARNED
 from llmembed.features.left_out import without_quarantined
 from llmembed.features.sources import Source, locate_rows, open_sources
 from llmembed.files import replacing
+from llmembed.fitting import layout_of, make_estimator
 from llmembed.heads import learns_fusions
+from llmembed.requests import TrainingSpec
 from llmembed.storage import Location
-from llmembed.training import VERSIONS, describe_source, make_estimator, train_on
+from llmembed.training import VERSIONS, describe_source, train_on
 
 FUSED: dict[Fusion, str] = {
     "mean": "mean of the layers",
@@ -63,17 +65,18 @@ def reproduce(
     all. Without `fusions` all are taken that the head can learn; the last layer alone is always a baseline.
 
     Raises:
-        CacheError: caches that are missing, incomplete or damaged, all of them with the commands that mend them; or
-            caches of different backbones.
+        CacheError: caches that are missing, incomplete or damaged, with the extractions that make them
+            again; or caches of different backbones.
         UsageError: layers that a cache does not hold, or a fusion that the head cannot learn.
         ClassifierError: something else is where a classifier would be saved.
     """
     start = perf_counter()
     chosen = fusions or [fusion for fusion in FUSIONS if fusion not in LEARNED or learns_fusions(head)]
     trained: list[Fusion] = [*(each for each in dict.fromkeys(chosen) if each != "last"), "last"]
+    spec_of = {fusion: TrainingSpec(fusion=fusion, head=head, seed=seed) for fusion in trained}
     datasets, opened = _open_all(datasets, root, backbones, layers)
     for dataset, fusion in product(datasets, trained):
-        make_estimator(head, fusion, opened[dataset.name], seed=seed)
+        make_estimator(spec_of[fusion], layout_of(opened[dataset.name]), ())
         check_destination(out / dataset.name / fusion)
     rows = [Row(fusion, "fusion", FUSED[fusion], {}) for fusion in trained[:-1]]
     rows += [
@@ -85,7 +88,7 @@ def reproduce(
         if row.name in fusion_of:
             fusion = fusion_of[row.name]
             place = out / dataset.name / fusion
-            training = train_on(dataset, opened[dataset.name], fusion=fusion, head=head, seed=seed, out=place)
+            training = train_on(dataset, opened[dataset.name], spec_of[fusion], out=place)
             report = training.report
             row.scores[dataset.name] = Score(report.accuracy, report.macro_f1, training.fit_seconds)
         else:
@@ -115,12 +118,17 @@ def _open_all(
     for dataset, backbone in product(datasets, named):
         try:
             sources = open_sources(root, dataset, [backbone] if backbone else [], layers)
-            locate_rows(sources, without_quarantined(dataset, sources).texts(), dataset.words)
+            locate_rows(sources, without_quarantined(dataset, sources).texts())
         except CacheError as error:
-            faults.append(str(error))
+            faults.append(error)
     if faults:
         total = len(datasets) * len(named)
-        raise CacheError(f"{len(faults)} of {total} caches cannot be used, and nothing was trained. {' '.join(faults)}")
+        raise CacheError(
+            f"{len(faults)} of {total} caches cannot be used, and nothing was trained. {' '.join(map(str, faults))}",
+            missing=len(faults),
+            total=total,
+            extractions=[each for fault in faults for each in fault.extractions],
+        )
     opened = {dataset.name: open_sources(root, dataset, backbones, layers) for dataset in datasets}
     _refuse_mixed(datasets, opened)
     return [_covered(dataset, opened[dataset.name]) for dataset in datasets], opened
@@ -136,7 +144,7 @@ def _covered(dataset: Dataset, sources: Sequence[Source]) -> Dataset:
 def _refuse_mixed(datasets: Sequence[Dataset], opened: dict[str, tuple[Source, ...]]) -> None:
     """Refuse caches that differ between data sets in more than the length limit: a row is one system."""
     first, *others = datasets
-    faults = []
+    faults, again = [], []
     for dataset in others:
         for own, wanted in zip(opened[dataset.name], opened[first.name], strict=True):
             here, there = _identity(own), _identity(wanted)
@@ -144,11 +152,13 @@ def _refuse_mixed(datasets: Sequence[Dataset], opened: dict[str, tuple[Source, .
                 f"{key} {here[key]} instead of {there[key]}" for key in here if here[key] != there[key]
             )
             if differing:
-                faults.append(f"{own.cache.url} has {differing}. Run {wanted.cache.mend(dataset.words)} first.")
+                faults.append(f"{own.cache.url} has {differing}.")
+                again.append(wanted.cache.request(dataset.reading))
     if faults:
         raise CacheError(
             f"The data sets were not extracted alike; {opened[first.name][0].cache.url} is the measure. "
-            + " ".join(faults)
+            + " ".join(faults),
+            extractions=again,
         )
 
 

@@ -1,6 +1,6 @@
 """Stage 1: which texts of a data set are missing from the cache? Embed those and commit them shard by shard.
 
-In: a data set and what fixes the numbers. Out: a cache that covers the data set, and an `Extraction` that says what was
+In: a data set and what fixes the numbers. Out: a cache that covers the data set, and a record that says what was
 done, how fast, and with how much energy. Knows no labels, no fusion, no head.
 """
 
@@ -8,18 +8,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from llmembed.backbones import (
     BackboneSpec,
     BadText,
+    EngineInfo,
     describe_backbone,
     load_backbone,
 )
 from llmembed.backbones.weights import ModelFiles
 from llmembed.cache import Cache
+from llmembed.cache.records import ExtractionRecord
 from llmembed.choices import OnBadValue, Pooling, StorageDtype
 from llmembed.datasets import Dataset
 from llmembed.devices import Meter, visible_gpus
@@ -29,58 +30,11 @@ from llmembed.extraction.embedding import embed_blocks
 from llmembed.extraction.progress import Progress, Tally
 from llmembed.extraction.resources import CHOOSE, Resources
 from llmembed.identity import text_key
+from llmembed.requests import ExtractionRequest
 from llmembed.storage import Location
 
 # One shard: what a kill can cost (16 s with MiniLM on a laptop) against the number of files (250 for a million texts).
 SHARD_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """What an extraction did.
-
-    Attributes:
-        rows: rows of the data set; each was either embedded or reused.
-        embedded: distinct texts that the model read in this run.
-        reused: rows whose embeddings were there already, or belong to an equal text.
-        quarantined: distinct texts that have no embeddings; `extract` tries them again whenever it is run.
-        truncated: rows whose text is longer than the length limit.
-        tokens: tokens that the model read in this run.
-        seconds: wall time of the run, loading the model included.
-        texts_per_second: embedded texts per second of embedding.
-        tokens_per_second: tokens per second of embedding.
-        mfu: share of the rate at which the GPUs multiply bfloat16 matrices that the matrix products of the layers made
-            use of (model FLOPs utilisation); None on the CPU.
-        watt_hours: energy that the GPUs used in the run, by their own counters; None where they have none.
-        engine: engine, version, device and dtype that embedded, empty if nothing was.
-        bytes: size of all shards of the cache.
-        repaired: damaged shards that were found and made again.
-        cache: folder of the cache.
-        dataset: the words of a command line that name the data set.
-        options: the words that say how it was extracted, where that differs from its job.
-        reading: the arguments of `load_dataset` that read it.
-        backbone: where the backbone was found: a name, a hub id or a folder.
-    """
-
-    rows: int
-    embedded: int
-    reused: int
-    quarantined: int
-    truncated: int
-    tokens: int
-    seconds: float
-    texts_per_second: float
-    tokens_per_second: float
-    mfu: float | None
-    watt_hours: float | None
-    engine: dict[str, str]
-    bytes: int
-    repaired: int
-    cache: str
-    dataset: list[str]
-    options: list[str]
-    reading: dict[str, Any]
-    backbone: str
 
 
 @dataclass(frozen=True)
@@ -91,10 +45,10 @@ class Plan:
     spec: BackboneSpec
     files: ModelFiles
     cache: Cache
-    options: list[str]
+    request: ExtractionRequest
 
     def missing(self) -> dict[bytes, str]:
-        """Give the distinct texts that are not in the cache, by key, in the order of the data set."""
+        """Return the distinct texts that are not in the cache, by key, in the order of the data set."""
         text_of = {text_key(text): text for text in self.dataset.texts()}
         keys = list(text_of)
         return {keys[i]: text_of[keys[i]] for i in self.cache.locate(keys).missing}
@@ -127,26 +81,62 @@ def plan_extraction(
         template="{text}" if template is None else template,
         dtype=dtype or "float16",
     )
-    options = {
-        "backbone": backbone,
-        "layers": layers and ",".join(map(str, layers)),
-        "pooling": pooling,
-        "max-length": max_length,
-        "template": template,
-        "dtype": dtype,
-    }
-    words = [word for option, value in options.items() if value is not None for word in (f"--{option}", str(value))]
-    return Plan(dataset, spec, files, Cache.at(root, dataset.name, files.name, spec), words)
+    request = ExtractionRequest(
+        reading=dataset.reading,
+        root=str(root),
+        backbone=backbone,
+        layers=None if layers is None else tuple(layers),
+        pooling=pooling,
+        max_length=max_length,
+        template=template,
+        dtype=dtype,
+    )
+    return Plan(dataset, spec, files, Cache.at(root, dataset.name, files.name, spec, dataset.reading), request)
 
 
 def extract(
+    dataset: Dataset,
+    *,
+    root: Location = "cache",
+    backbone: str | None = None,
+    layers: Sequence[int] | None = None,
+    pooling: Pooling | None = None,
+    max_length: int | None = None,
+    template: str | None = None,
+    dtype: StorageDtype | None = None,
+    resources: Resources = CHOOSE,
+    on_bad_value: OnBadValue = "error",
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_warning: Callable[[str], None] = lambda _: None,
+) -> ExtractionRecord:
+    """Embed the texts of a data set that the caches under `root` do not have yet.
+
+    What is None comes from the data set's job. Killed, it loses the shards in work; the next call goes on.
+
+    Raises:
+        BackboneError, CacheError, UsageError: as `plan_extraction` and `run_extraction`.
+    """
+    plan = plan_extraction(
+        dataset,
+        root=root,
+        backbone=backbone,
+        layers=layers,
+        pooling=pooling,
+        max_length=max_length,
+        template=template,
+        dtype=dtype,
+    )
+    return run_extraction(plan, resources, on_bad_value=on_bad_value, on_progress=on_progress, on_warning=on_warning)
+
+
+def run_extraction(
     plan: Plan,
     resources: Resources = CHOOSE,
     *,
     on_bad_value: OnBadValue = "error",
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_warning: Callable[[str], None] = lambda _: None,
-) -> Extraction:
+) -> ExtractionRecord:
     """Embed what is missing and commit it, a shard of 4,096 texts at a time.
 
     Killed, it loses the shards in work and the one being written. `on_warning` is told which GPU's process died, and
@@ -172,10 +162,10 @@ def extract(
     quarantined = bad.settle(missing, tally.engine, on_warning)
     keys = [text_key(text) for text in plan.dataset.texts()]
     # Nothing is called done before every other text is there: another process may have taken a shard out.
-    plan.cache.find_all([key for key in keys if key not in quarantined], plan.dataset.words)
+    plan.cache.find_all([key for key in keys if key not in quarantined])
     located = plan.cache.locate(keys)
     mfu, watt_hours = _gpu_use(plan, done, tally.engine, meter, on_warning)
-    report = Extraction(
+    record = ExtractionRecord(
         rows=len(plan.dataset.table),
         embedded=done.done,
         reused=len(plan.dataset.table) - len(located.missing) - done.done,
@@ -187,17 +177,15 @@ def extract(
         tokens_per_second=round(done.tokens / done.seconds, 1) if done.done else 0.0,
         mfu=mfu,
         watt_hours=watt_hours,
-        engine=tally.engine,
+        engine={} if tally.engine is None else asdict(tally.engine),
         bytes=plan.cache.size,
         repaired=repaired,
         cache=plan.cache.url,
-        dataset=plan.dataset.words,
-        options=plan.options + (["--on-bad-value", on_bad_value] if on_bad_value != "error" else []),
-        reading=plan.dataset.reading,
         backbone=plan.files.found_as,
+        request=plan.request.model_copy(update={"on_bad_value": on_bad_value}),
     )
-    plan.cache.record_extraction(asdict(report))
-    return report
+    plan.cache.record_extraction(record)
+    return record
 
 
 def _embed_missing(
@@ -244,15 +232,15 @@ def _embed_missing(
 
 
 def _gpu_use(
-    plan: Plan, done: Progress, engine: dict[str, str], meter: Meter, on_warning: Callable[[str], None]
+    plan: Plan, done: Progress, engine: EngineInfo | None, meter: Meter, on_warning: Callable[[str], None]
 ) -> tuple[float | None, float | None]:
-    if engine.get("device", "cpu") == "cpu" or not done.seconds:
+    if engine is None or engine.device == "cpu" or not done.seconds:
         return None, None
     operations = done.tokens * plan.files.operations_per_token(max(plan.spec.layers)) / done.seconds
     watt_hours, mfu = meter.watt_hours(), meter.utilisation(operations)
     lacking = [name for name, value in (("utilisation", mfu), ("energy", watt_hours)) if value is None]
     if lacking:
-        on_warning(f"{engine['device']} could not be measured: the report has no {' and no '.join(lacking)}.")
+        on_warning(f"{engine.device} could not be measured: the report has no {' and no '.join(lacking)}.")
     return mfu, watt_hours
 
 

@@ -4,8 +4,9 @@ In: keys and reasons. Out: records in the cache, sentences, and an error unless 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
-from llmembed.backbones import BadText
+from llmembed.backbones import BadText, EngineInfo
 from llmembed.backbones.precision import remedy
 from llmembed.cache import Cache
 from llmembed.choices import OnBadValue
@@ -48,7 +49,7 @@ class BadTexts:
     def settle(
         self,
         texts: Mapping[bytes, str],
-        engine: dict[str, str],
+        engine: EngineInfo | None,
         on_warning: Callable[[str], None],
     ) -> set[bytes]:
         """Write down those that are missing in the end, forget what has embeddings now; return the keys of the former.
@@ -61,9 +62,9 @@ class BadTexts:
         quarantine.release(key for key, is_present in zip(known, present.tolist(), strict=False) if is_present)
         pairs = zip(self._found.items(), present[len(known) :].tolist(), strict=True)
         bad = {key: text for (key, text), is_present in pairs if not is_present}
-        quarantine.put(bad, engine, skip=self._skip)
+        quarantine.put(bad, {} if engine is None else asdict(engine), skip=self._skip)
         if bad and not self._skip:
-            raise _refusal(bad, texts, self._cache, engine.get("dtype", ""))
+            raise _refusal(bad, texts, self._cache, "" if engine is None else engine.dtype)
         for line in _listed(bad, texts):
             on_warning(f"without embeddings: {line}")
         return set(bad)
@@ -78,6 +79,6 @@ def _refusal(bad: Mapping[bytes, BadText], texts: Mapping[bytes, str], cache: Ca
     way = remedy(bad.values(), computed_in)
     return BackboneError(
         f"{len(bad):,} {'text has no embedding' if len(bad) == 1 else 'texts have no embeddings'}; all others are in "
-        f"{cache.url}. For these, {way + ', or ' if way else ''}go on without them with --on-bad-value skip: "
+        f"{cache.url}. For these, {way + ', or ' if way else ''}go on without them with `on_bad_value='skip'`: "
         f"{'; '.join(_listed(bad, texts))}"
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
-from llmembed.backbones import BackboneSpec, OnBatch, ignore_batch, load_backbone
+from llmembed.backbones import BackboneSpec, EngineInfo, OnBatch, ignore_batch, load_backbone
 from llmembed.backbones.weights import ModelFiles
 from llmembed.cache import Cache
 from llmembed.errors import EngineError
@@ -33,7 +33,7 @@ def embed_on_gpus(
     cache: Cache,
     groups: Sequence[str],
     *,
-    on_ready: Callable[[dict[str, str]], None],
+    on_ready: Callable[[EngineInfo], None],
     on_batch: OnBatch,
     on_worker_lost: Callable[[str], None],
     on_shard: OnBatch = ignore_batch,
@@ -65,7 +65,7 @@ class _Dealer:
         schedule: Schedule,
         setup: WorkerSetup,
         silent_seconds: float,
-        on_ready: Callable[[dict[str, str]], None],
+        on_ready: Callable[[EngineInfo], None],
         on_worker_lost: Callable[[str], None],
     ) -> None:
         self._schedule, self._setup, self._silent_seconds = schedule, setup, silent_seconds

@@ -7,7 +7,7 @@ told of and left out; all others of its block are committed. Knows no data set a
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def embed_blocks(
 
     def write(rows: EmbeddedRows) -> None:
         if rows.keys:
-            cache.write_shard(rows, backbone.engine)
+            cache.write_shard(rows, asdict(backbone.engine))
         on_shard(len(rows.keys), int(rows.tokens.sum()))
 
     written: Future[None] | None = None

@@ -31,7 +31,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, resources: Resources = CHOOSE) -> Estimate:
-    """Say what an extraction would do, from all texts tokenised and a sample of them embedded; writes nothing."""
+    """Return what an extraction would do, from all texts tokenised and a sample of them embedded; writes nothing."""
     resources.check()
     processes = max(len(resources.groups(visible_gpus())), 1)
     missing = list(plan.missing().values())

@@ -19,7 +19,7 @@ The dealer ends it by closing the pipe. Knows no pipe and no process; messages a
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmembed.backbones import BadText
+from llmembed.backbones import BadText, EngineInfo
 from llmembed.errors import LLMEmbedError
 from llmembed.extraction.embedding import Block
 
@@ -28,7 +28,7 @@ from llmembed.extraction.embedding import Block
 class Ready:
     """The worker has loaded the model; `engine` is what embeds with it, as `Backbone.engine` says it."""
 
-    engine: dict[str, str]
+    engine: EngineInfo
 
 
 @dataclass(frozen=True)

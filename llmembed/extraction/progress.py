@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from llmembed.backbones import EngineInfo
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -24,15 +26,15 @@ class Tally:
 
     def __init__(self, total: int, row_bytes: int, on_progress: Callable[[Progress], None]) -> None:
         self.embedded = self.committed = 0
-        self.engine: dict[str, str] = {}
+        self.engine: EngineInfo | None = None
         self._last = Progress(0, total, 0, 0, 0.0)
         self._start = 0.0
         self._row_bytes = row_bytes
         self._on_progress = on_progress
 
-    def ready(self, engine: dict[str, str]) -> None:
+    def ready(self, engine: EngineInfo) -> None:
         """Take the engine of a process that has loaded the model."""
-        if not self.engine:
+        if self.engine is None:
             self.engine, self._start = engine, time.perf_counter()
 
     def batch(self, texts: int, tokens: int) -> None:
@@ -49,7 +51,7 @@ class Tally:
         self.committed += texts
 
     def finish(self) -> Progress:
-        """Say how much was committed in the end."""
+        """Return how much was committed in the end."""
         if self.embedded:
             self._last = replace(self._last, done=self.committed, bytes=self.committed * self._row_bytes)
             self._on_progress(self._last)

@@ -30,7 +30,7 @@ class Resources:
 
     @property
     def loading(self) -> dict[str, Any]:
-        """Give the options of `load_backbone`."""
+        """Return the options of `load_backbone`."""
         return {"engine": self.engine, "device": self.device, "tensor_parallel": self.tensor_parallel}
 
     def check(self) -> None:
@@ -43,17 +43,17 @@ class Resources:
             find_device(self.device)
 
     def groups(self, visible: Sequence[str]) -> list[str]:
-        """Name the GPUs of each process, of those that are visible.
+        """Return the GPUs of each process, of those that are visible.
 
         Raises:
             UsageError: no such GPUs, or also a device.
         """
         if self.gpus is not None and self.device is not None:
-            raise UsageError(f"--gpus {self.gpus} and --device {self.device}: name one of them.")
+            raise UsageError(f"`gpus={self.gpus!r}` and `device={self.device!r}`: name one of them.")
         return [] if self.gpus is None else group_gpus(self.gpus, visible, self.tensor_parallel)
 
     def in_use(self, visible: Sequence[str]) -> list[str]:
-        """Name all GPUs that take part, of those that are visible.
+        """Return all GPUs that take part, of those that are visible.
 
         Raises:
             UsageError: there are not so many.
@@ -61,7 +61,7 @@ class Resources:
         if self.gpus is not None:
             return [gpu for group in self.groups(visible) for gpu in group.split(",")]
         if 1 < self.tensor_parallel > len(visible):
-            raise UsageError(f"--tensor-parallel {self.tensor_parallel}: {len(visible)} GPUs can be used here.")
+            raise UsageError(f"`tensor_parallel={self.tensor_parallel}`: {len(visible)} GPUs can be used here.")
         kind, _, number = (self.device or "cuda").partition(":")
         first = int(number) if number.isdecimal() else 0
         return list(visible[first : first + self.tensor_parallel]) if kind == "cuda" else []

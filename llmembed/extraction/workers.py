@@ -178,8 +178,8 @@ def _work(connection: Connection, gpus: str, setup: WorkerSetup) -> None:
 
 def _load(gpus: str, setup: WorkerSetup) -> Backbone:
     backbone = setup.load(setup.spec, setup.files, **setup.loading)
-    if gpus and backbone.engine["device"] == "cpu":
-        raise BackboneError("--gpus: torch can use no GPU here; `make extract` sets up an environment that can.")
+    if gpus and backbone.engine.device == "cpu":
+        raise BackboneError("`gpus`: torch can use no GPU here; `make extract` sets up an environment that can.")
     return backbone
 
 

@@ -18,7 +18,7 @@ Layout = tuple[tuple[int, int], ...]
 
 
 def fused_layers(fusion: Fusion, layers: Sequence[int]) -> tuple[int, ...]:
-    """Give the layers that a fusion reads of those of a backbone: `last` the highest one, the others all."""
+    """Return the layers that a fusion reads of those of a backbone: `last` the highest one, the others all."""
     return tuple(layers) if fusion != "last" or not layers else (max(layers),)
 
 

@@ -16,7 +16,7 @@ from llmembed.identity import text_key
 def without_quarantined(
     dataset: Dataset, sources: Sequence[Source], on_warning: Callable[[str], None] = lambda _: None
 ) -> Dataset:
-    """Return the data set without texts that `extract --on-bad-value skip` quarantined in any of the caches."""
+    """Return the data set without texts that were quarantined with `on_bad_value='skip'` in any of the caches."""
     keys: set[bytes] = set()
     for source in sources:
         skipped = list(source.cache.quarantine.skipped())
@@ -29,5 +29,5 @@ def without_quarantined(
     if not rows:
         return dataset
     counted = " and ".join(f"{count:,} {split} row{'s' if count > 1 else ''}" for split, count in rows.items())
-    on_warning(f"{counted} left out: their texts have no embeddings (`extract --on-bad-value skip` listed them).")
+    on_warning(f"{counted} left out: their texts have no embeddings (`on_bad_value='skip'` listed them).")
     return replace(dataset, table=dataset.table.filter(~marks))

@@ -126,7 +126,7 @@ def head_name(head: Head) -> str:
 
 
 def learns_fusions(name: str) -> bool:
-    """Tell whether a head can learn the fusion of the layers that its features are made of.
+    """Return whether a head can learn the fusion of the layers that its features are made of.
 
     Raises:
         UsageError: no such head.

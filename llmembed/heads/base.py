@@ -5,12 +5,11 @@ same road for every head: validate, encode, weigh the classes, hold out, fit, ca
 and the arrays that are its own; it knows no labels, no calibration and no files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +22,7 @@ from llmembed.folds import hold_out
 from llmembed.heads import Validation, head_name
 from llmembed.heads.classes import ClassWeight, decide, encode, weigh_classes
 from llmembed.heads.files import read_head, write_head
+from llmembed.heads.parameters import Range, check_ranges
 from llmembed.matrix import FloatArray, IntArray, Matrix, MatrixLike, select_rows
 from llmembed.saved import Arrays, SavedFiles
 from llmembed.uncertainty.calibration import Calibration, calibrate
@@ -76,6 +76,8 @@ class BaseHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         fit_info_: what the fit chose by itself, as plain JSON values.
     """
 
+    ranges: ClassVar[Mapping[str, Range]] = {}
+    """What the numbers among its parameters may be, by name; a head states its own."""
     seed: int
     class_weight: ClassWeight
     classes_: NDArray[Any]
@@ -181,11 +183,10 @@ class BaseHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         """Refuse parameters that no fit can work with, before it reads or allocates anything.
 
         Raises:
-            InputError: the seed is none that every generator of random numbers takes.
+            InputError: the seed is none that every generator of random numbers takes, or another one is out of range.
             UsageError: the device that was asked for is not here.
         """
-        if not isinstance(self.seed, Integral) or not 0 <= self.seed < SEEDS:
-            raise InputError(f"seed is {self.seed!r}; expected a whole number from 0 to {SEEDS - 1}.")
+        check_ranges({"seed": Range(int, 0, SEEDS - 1), **self.ranges}, self.get_params(deep=False))
 
     def _check_training(
         self, X: MatrixLike, y: ArrayLike, groups: ArrayLike | None

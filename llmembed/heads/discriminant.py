@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmembed.folds import deal_folds
-from llmembed.heads.axes import Axes, find_axes
+from llmembed.heads.principal_axes import Axes, find_axes
 from llmembed.matrix import FloatArray, IntArray, Matrix, sum_blocks
 from llmembed.parallel import one_blas_thread
 from llmembed.uncertainty.calibration import fit_temperature, log_loss
@@ -23,7 +23,7 @@ SHRINKAGE_FOLDS = 5
 # To choose from. Fewer rows ask for more: the out-of-fold loss chose 0.01 on 48,208 AG News rows and 1 on 7,108 MR
 # rows, at 1,920 features.
 SHRINKAGES = (0.01, 0.1, 1.0)
-# The search ends when two steps together lower the out-of-fold loss by less, in nats.
+# The search ends when two steps together lower the out-of-fold cross-entropy by less.
 LEAST_GAIN = 1e-3
 MOST_STEPS = 20
 # Rows by which that is judged: every so-manieth, for the loss of all is needed but once.
@@ -38,7 +38,7 @@ class Discriminant:
         weight, bias: float32 [features, classes] and [classes]; X @ weight + bias are calibrated logits.
         logits: out of fold, float32 [rows, classes]: each row's come from a discriminant that was fitted without it.
         axes: the principal axes of the features.
-        info: the shrinkage with the least out-of-fold loss, that loss in nats, and the steps that the search took.
+        info: the shrinkage with the least out-of-fold cross-entropy, that value, and the steps that the search took.
     """
 
     weight: FloatArray

@@ -64,7 +64,8 @@ def read_head(files: SavedFiles, head_class: type) -> tuple[Any, Arrays]:
     if content.get("format") != HEAD_FORMAT:
         raise ClassifierError(
             f"{files.folder / JSON_FILE} has format {content.get('format')}; this llmembed reads format {HEAD_FORMAT}. "
-            "Train the classifier again with `llmembed train`."
+            "Train it again.",
+            folder=str(files.folder),
         )
     try:
         params = content["params"]

@@ -4,8 +4,9 @@ Wide features are first projected: on the logits of a shrunken linear discrimina
 on principal components. Both come from a few passes over rows that may lie on disk.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightgbm
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from llmembed.heads.base import BaseHead, TrainingRows, Unseen
 from llmembed.heads.classes import ClassWeight, weigh_classes
 from llmembed.heads.files import ARRAYS_FILE, TREES_FILE
+from llmembed.heads.parameters import Range
 from llmembed.heads.projection import Projection, fit_projection
 from llmembed.heads.trees import check_trees, cut_trees
 from llmembed.matrix import FloatArray, IntArray, Matrix, select_rows
@@ -37,6 +39,17 @@ class GBDTHead(BaseHead):
             weights by label.
         seed: fixes the folds, and the validation rows where none are given.
     """
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "learning_rate": Range(float, 1e-9, 1e3),
+        "leaves": Range(int, 2, 131_072),
+        "rows_per_leaf": Range(int, 1),
+        "l2": Range(float, 0),
+        "rounds": Range(int, 1),
+        "patience": Range(int, 1),
+        "project_above": Range(int, 0),
+        "components": Range(int, 1),
+    }
 
     def __init__(
         self,

@@ -4,12 +4,16 @@ The fastest baseline: linear equations, nothing to tune. How far the covariance 
 probabilities are, is chosen on rows that each fit had left out.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import numpy as np
 
 from llmembed.heads.base import TrainingRows, Unseen
 from llmembed.heads.classes import ClassWeight
 from llmembed.heads.discriminant import SHRINKAGES, fit_discriminant
 from llmembed.heads.linear import LinearHead
+from llmembed.heads.parameters import Range
 from llmembed.matrix import IntArray
 
 
@@ -22,6 +26,8 @@ class LDAHead(LinearHead):
             (`balanced`), the roots of the shares (`sqrt`), or, with a dict, the shares times what it has for the label.
         seed: fixes the folds, and the rows that estimate the principal axes.
     """
+
+    ranges: ClassVar[Mapping[str, Range]] = {"shrinkages": Range(float, 1e-9, items=1)}
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class WeightedMean(nn.Module):
         self.logits = nn.ParameterList(torch.zeros(layers) for layers, _ in layout)
 
     def weights(self) -> list[torch.Tensor]:
-        """Give the weights of the layers of each backbone, [layers]; they sum to 1."""
+        """Return the weights of the layers of each backbone, [layers]; they sum to 1."""
         return [(LOGIT_UNIT * logits).softmax(dim=0) for logits in self.logits]
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

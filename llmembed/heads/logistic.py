@@ -5,17 +5,19 @@ rows that may lie on disk. The strength of the regularisation is chosen on held-
 starting from the last. Thousands of features are projected first: their fit would take a hundred passes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from llmembed.heads.axes import Axes, find_axes
 from llmembed.heads.base import TrainingRows, Unseen
 from llmembed.heads.classes import ClassWeight
 from llmembed.heads.linear import LinearHead
+from llmembed.heads.parameters import Range
+from llmembed.heads.principal_axes import Axes, find_axes
 from llmembed.heads.projection import fit_projection
 from llmembed.matrix import FloatArray, IntArray, Matrix, map_blocks, reduce_blocks
 from llmembed.parallel import one_blas_thread
@@ -31,7 +33,7 @@ class LogisticHead(LinearHead):
     Args:
         inverse_penalties: the values to try of what scikit-learn calls `C`, from small (strong penalty) to large.
         max_iterations: limit of L-BFGS steps per value.
-        tolerance: it has converged when a step lowers the mean loss by less, in nats; `fit_info_` says if it did not.
+        tolerance: it has converged when a step lowers the mean cross-entropy by less; `fit_info_` says if it did not.
         project_above: number of features from which on they are projected: on the logits of a linear discriminant and
             on principal components.
         components: number of those components.
@@ -39,6 +41,14 @@ class LogisticHead(LinearHead):
             weights by label.
         seed: fixes the rows that estimate the principal axes, and the validation rows where none are given.
     """
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "inverse_penalties": Range(float, 1e-12, items=1),
+        "max_iterations": Range(int, 1),
+        "tolerance": Range(float, 0),
+        "project_above": Range(int, 0),
+        "components": Range(int, 1),
+    }
 
     def __init__(
         self,

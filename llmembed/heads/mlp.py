@@ -5,9 +5,9 @@ that lie on disk are read ahead, in blocks. It may learn the fusion of the layer
 """
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
-from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from llmembed.heads.base import BaseHead, TrainingRows, Unseen
 from llmembed.heads.classes import ClassWeight
 from llmembed.heads.files import ARRAYS_FILE, JSON_FILE
 from llmembed.heads.learned import Cooccurrence, WeightedMean
+from llmembed.heads.parameters import Range
 from llmembed.heads.steps import Step, limit_threads, shuffle_rows
 from llmembed.matrix import FloatArray, IntArray, Matrix, row_blocks
 from llmembed.memory import total_memory
@@ -53,6 +54,17 @@ class MLPHead(BaseHead):
         device: where it is trained, such as `cpu` or `cuda:1`; None takes a GPU if there is one.
         seed: fixes initial weights, order, dropout, and the rows that are held out.
     """
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "hidden": Range(int, 1, items=0),
+        "dropout": Range(float, 0, 0.99),
+        "learning_rate": Range(float, 1e-9, 1e3),
+        "weight_decay": Range(float, 0, 1e3),
+        "epochs": Range(int, 1, optional=True),
+        "batch_rows": Range(int, 1, optional=True),
+        "ensemble_size": Range(int, 1),
+        "compressed": Range(int, 1),
+    }
 
     def __init__(
         self,
@@ -95,11 +107,6 @@ class MLPHead(BaseHead):
             UsageError: the device that was asked for is not here.
         """
         super().check_parameters()
-        counts = {"ensemble_size": self.ensemble_size, "compressed": self.compressed}
-        counts |= {f"hidden[{number}]": width for number, width in enumerate(self.hidden)}
-        for name, count in counts.items():
-            if not isinstance(count, Integral) or count < 1:
-                raise InputError(f"{name} is {count!r}; expected a whole number from 1.")
         if self.device is not None:
             find_device(self.device)
 

@@ -55,7 +55,7 @@ def fit_projection(
 
     what = {
         "projection": {"components": components, "prior": prior.tolist(), "seed": seed},
-        "codes": sha256(y.astype("<i8").tobytes()).hexdigest(),
+        "y": sha256(y.astype("<i8").tobytes()).hexdigest(),
         "groups": sha256(groups.astype("<i8").tobytes()).hexdigest(),
     }
     derived = make() if isinstance(X, np.ndarray) else X.memoize(what, make)

@@ -23,7 +23,7 @@ def draw_depths(leaderboard: Leaderboard, path: Path) -> None:
             drawn = axes.errorbar(
                 depths,
                 [100 * alone[depth].accuracy for depth in depths],
-                yerr=[100 * alone[depth].spread for depth in depths],
+                yerr=[100 * alone[depth].standard_deviation for depth in depths],
                 marker="o",
                 capsize=3,
                 label=head,
@@ -39,7 +39,7 @@ def draw_depths(leaderboard: Leaderboard, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     every_axes[0].set_ylabel(f"validation accuracy, % (mean of {leaderboard.folds} folds)")
-    figure.suptitle(f"{leaderboard.winner.settings['dataset']}: one layer alone, and all fused")
+    figure.suptitle(f"{leaderboard.winner.settings.dataset}: one layer alone, and all fused")
     with replacing(path) as partial:
         figure.savefig(partial, dpi=150)
 

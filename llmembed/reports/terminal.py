@@ -1,11 +1,11 @@
 """What people see: tables on stdout, progress on stderr. In: the reports of the stages. Out: text on a terminal."""
 
-import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,11 +15,12 @@ from llmembed.printable import print_line, print_note, printable, write
 
 if TYPE_CHECKING:
     from llmembed.backbones.parity import Parity
+    from llmembed.cache.records import ExtractionRecord
+    from llmembed.classifier import SourceRecord
     from llmembed.datasets import Dataset
     from llmembed.evaluation import Report
     from llmembed.experiments.comparison import Leaderboard
     from llmembed.experiments.paper_table import Reproduction
-    from llmembed.extraction import Extraction
     from llmembed.extraction.estimation import Estimate
     from llmembed.extraction.progress import Progress as Done
     from llmembed.training import Training
@@ -66,30 +67,30 @@ class ProgressLine:
 
 
 def extraction_line(done: "Done") -> str:
-    """Say where an extraction stands."""
+    """Return where an extraction stands."""
     rates = f"{done.done / done.seconds:,.0f} texts/s, {done.tokens / done.seconds:,.0f} tokens/s, {_bytes(done.bytes)}"
     return f"{done.done:,} of {done.total:,} texts, {rates}"
 
 
-def show_extraction(report: "Extraction", dataset: "Dataset") -> None:
+def show_extraction(record: "ExtractionRecord", dataset: "Dataset") -> None:
     """Print what an extraction did."""
     skipped = f", {dataset.skipped:,} empty rows skipped" if dataset.skipped else ""
     print_line(
-        f"{report.rows:,} rows: {report.embedded:,} texts embedded, {report.reused:,} reused, "
-        f"{report.truncated:,} truncated{skipped}"
+        f"{record.rows:,} rows: {record.embedded:,} texts embedded, {record.reused:,} reused, "
+        f"{record.truncated:,} truncated{skipped}"
     )
-    if report.quarantined:
+    if record.quarantined:
         left = (
-            "1 text has no embedding" if report.quarantined == 1 else f"{report.quarantined:,} texts have no embeddings"
+            "1 text has no embedding" if record.quarantined == 1 else f"{record.quarantined:,} texts have no embeddings"
         )
-        print(f"{left} and will be tried again by the next extraction; training leaves them out")
-    if report.repaired:
-        print_line(f"{report.repaired:,} damaged shards were made again")
-    if report.embedded:
-        rates = f"{report.texts_per_second:,.0f} texts/s, {report.tokens_per_second:,.0f} tokens/s"
-        print_line(f"{report.tokens:,} tokens in {_duration(report.seconds)}, {rates}")
-        print_line(f"{_engine(report.engine)}{_gpu_use(report)}")
-    print_line(f"{_bytes(report.bytes)} in {report.cache}")
+        print_line(f"{left} and will be tried again by the next extraction; training leaves them out")
+    if record.repaired:
+        print_line(f"{record.repaired:,} damaged shards were made again")
+    if record.embedded:
+        rates = f"{record.texts_per_second:,.0f} texts/s, {record.tokens_per_second:,.0f} tokens/s"
+        print_line(f"{record.tokens:,} tokens in {_duration(record.seconds)}, {rates}")
+        print_line(f"{_engine(record.engine)}{_gpu_use(record)}")
+    print_line(f"{_bytes(record.bytes)} in {record.cache}")
 
 
 def show_estimate(estimate: "Estimate") -> None:
@@ -105,7 +106,7 @@ def show_estimate(estimate: "Estimate") -> None:
 def show_parity(parity: "Parity") -> None:
     """Print how two engines agree."""
     print_line(f"{parity.rows:,} texts, {parity.tokens:,} tokens")
-    print_line(f"{_engine(parity.engines[1])} against {_engine(parity.engines[0])}")
+    print_line(f"{_engine(asdict(parity.engines[1]))} against {_engine(asdict(parity.engines[0]))}")
     table = Table(box=None, pad_edge=False)
     for heading in ("layer", "lowest cosine", "largest relative error"):
         table.add_column(heading, justify="right")
@@ -120,8 +121,8 @@ def show_training(training: "Training") -> None:
     """Print the report of a training."""
     report, settings = training.report, training.settings
     print_line(
-        f"{settings['dataset']}, {' + '.join(map(_source, settings['backbones']))}: "
-        f"{settings['fusion']} ({training.features:,} features) -> {settings['head']}, seed {settings['seed']}"
+        f"{settings.dataset}, {' + '.join(map(_source, settings.backbones))}: "
+        f"{settings.fusion} ({training.features:,} features) -> {settings.head}, seed {settings.seed}"
     )
     print_line(
         f"{training.rows:,} training rows ({training.validation_rows:,} of them validation), "
@@ -132,21 +133,17 @@ def show_training(training: "Training") -> None:
         f"read {training.read_seconds:.1f} s, fit {training.fit_seconds:.1f} s ({where}, threads: {training.threads}), "
         f"test {training.test_seconds:.1f} s"
     )
-    for each, weights in zip(settings["backbones"], training.fit_info.get("layer_weights", []), strict=False):
-        shares = ", ".join(f"{layer}: {weight:.0%}" for layer, weight in zip(each["layers"], weights, strict=True))
-        print_line(f"learned weights of the layers of {each['name']}: {shares}")
+    for each, weights in zip(settings.backbones, training.fit_info.get("layer_weights", []), strict=False):
+        shares = ", ".join(f"{layer}: {weight:.0%}" for layer, weight in zip(each.layers, weights, strict=True))
+        print_line(f"learned weights of the layers of {each.name}: {shares}")
     print_line()
     show_report(report, "test")
     print_line()
     print_line(f"classifier: {training.out}")
-    # A folder that begins with a dash would be read as an option.
-    out = f"./{training.out}" if training.out.startswith("-") else training.out
-    print_line(f'try it:     llmembed predict {shlex.quote(out)} --text "…"')
 
 
-def _source(described: dict[str, Any]) -> str:
-    layers = ",".join(map(str, described["layers"]))
-    return f"{described['name']}-{described['fingerprint']}, layers {layers}"
+def _source(source: "SourceRecord") -> str:
+    return f"{source.name}-{source.fingerprint}, layers {','.join(map(str, source.layers))}"
 
 
 def show_leaderboard(leaderboard: "Leaderboard") -> None:
@@ -162,7 +159,7 @@ def show_leaderboard(leaderboard: "Leaderboard") -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("head", "fusion", "layers"):
         table.add_column(heading)
-    for heading in ("accuracy", "spread", "macro-F1", "fit s"):
+    for heading in ("accuracy", "std", "macro-F1", "fit s"):
         table.add_column(heading, justify="right")
     for line in leaderboard.lines:
         configuration = line.configuration
@@ -176,7 +173,7 @@ def show_leaderboard(leaderboard: "Leaderboard") -> None:
                 if layers
             ),
             f"{line.accuracy:.2%}",
-            f"{line.spread:.2%}",
+            f"{line.standard_deviation:.2%}",
             f"{line.macro_f1:.2%}",
             f"{line.fit_seconds:.1f}",
         )
@@ -273,9 +270,9 @@ def _engine(engine: dict[str, str]) -> str:
     return f"{engine['engine']} {engine['version']} on {engine['device']}, {engine['dtype']}"
 
 
-def _gpu_use(report: "Extraction") -> str:
-    utilisation = "" if report.mfu is None else f", {report.mfu:.0%} of its matrix rate (MFU)"
-    return utilisation + ("" if report.watt_hours is None else f", {report.watt_hours:,.1f} Wh")
+def _gpu_use(record: "ExtractionRecord") -> str:
+    utilisation = "" if record.mfu is None else f", {record.mfu:.0%} of its matrix rate (MFU)"
+    return utilisation + ("" if record.watt_hours is None else f", {record.watt_hours:,.1f} Wh")
 
 
 def _bytes(count: int) -> str:

@@ -91,7 +91,7 @@ class Store(Protocol):
         """Delete an object; one that is gone already is no error."""
         ...
 
-    def sweep(self, folder: str) -> None:
+    def delete_abandoned(self, folder: str) -> None:
         """Delete what dead writers left half written in a folder; what cannot be deleted is no error."""
         ...
 

@@ -143,7 +143,7 @@ class LocalStore:
                 held.enter_context(locked(self._path(".lock")))
             yield
 
-    def sweep(self, folder: str) -> None:
+    def delete_abandoned(self, folder: str) -> None:
         """Delete the hidden files that dead writers left in a folder; one that cannot be deleted is no error."""
         for name, kind in self._entries(folder).items():
             if kind == "regular" and PARTIAL.fullmatch(name):
@@ -246,7 +246,7 @@ def _explained(path: Path, what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise CacheError(
-            f"{path} cannot be {what}: {error.strerror or error}. Make room or mend the permissions there, or name "
+            f"{path} cannot be {what}: {error.strerror or error}. Make room or fix the permissions there, or name "
             "another folder."
         ) from error
 

@@ -82,7 +82,7 @@ def softmax(logits: NDArray[np.floating]) -> FloatArray:
 
 
 def log_loss(logits: NDArray[np.floating], y_encoded: IntArray) -> float:
-    """Return the mean cross-entropy in nats of the rows whose class is known (not -1)."""
+    """Return the mean cross-entropy of the rows whose class is known (not -1)."""
     known = np.flatnonzero(y_encoded >= 0)
     shifted = logits[known] - logits[known].max(axis=1, keepdims=True)
     normaliser = np.log(np.exp(shifted, dtype=np.float64).sum(axis=1))

@@ -31,7 +31,7 @@ ROOM = {
 
 
 def can_mount() -> bool:
-    """Tell whether this process may mount."""
+    """Return whether this process may mount."""
     return os.geteuid() == 0 and shutil.which("mount") is not None and _tmpfs_works()
 
 
@@ -42,7 +42,7 @@ def _tmpfs_works() -> bool:
 
 @contextmanager
 def small_disk(place: Path) -> Iterator[Path]:
-    """Give a folder that is a disk of its own."""
+    """Return a folder that is a disk of its own."""
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "torture", place], check=True)
     try:
@@ -188,7 +188,7 @@ def locked(scene: Scene, place: str, words: tuple[Any, ...], expected: str) -> N
 
 
 def locked_cases(scene: Scene) -> dict[str, tuple[Scene, str, tuple[Any, ...], str]]:
-    """Give what is done with which place read-only."""
+    """Return what is done with which place read-only."""
     train = "train", "films", "--head", "lda", "--out"
     new = "predict", "models/lda", "new.csv", "--out"
     more = "extract", "films", "--backbone", scene.model, "--pooling", "max"
@@ -211,7 +211,7 @@ def locked_cases(scene: Scene) -> dict[str, tuple[Scene, str, tuple[Any, ...], s
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """Give the attacks on disks."""
+    """Return the attacks on disks."""
     how = "tmpfs" if can_mount() else "RLIMIT_FSIZE"
     for name, rooms in ROOM.items():
         cases = [(f"{room:,} bytes free", full, (scene, name, room)) for room in rooms]

@@ -127,7 +127,7 @@ def compare_again(scene: Scene, number: int) -> Iterator[Verdict]:
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """Give the attacks on cache and classifiers."""
+    """Return the attacks on cache and classifiers."""
     reading, training = damage.read_rows, damage.train_lda
     right = scene.rows, str(scene.model)
     for pattern in ("spec.json", "commits/*", "extractions/*", "shards/*"):

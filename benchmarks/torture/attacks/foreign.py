@@ -159,7 +159,7 @@ def escaping(scene: Scene, path: str) -> None:
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """Give the attacks with foreign things."""
+    """Return the attacks with foreign things."""
     for folder, beside in BESIDE.items():
         cases = [
             (f"{thing} {f'called {name}' if name else 'in the place of ours'}", in_cache, (scene, thing, folder, name))

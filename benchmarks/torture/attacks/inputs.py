@@ -196,7 +196,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 
 
 def odd_option(scene: Scene, name: str) -> None:
-    """Give one of the odd options where a folder is in the way and another one is somebody's."""
+    """Return one of the odd options where a folder is in the way and another one is somebody's."""
     with scene.copy() as work:
         (work / "films.csv").mkdir()
         (work / "theirs").mkdir()
@@ -241,7 +241,7 @@ def write_data() -> None:
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """Give the attacks on what is read."""
+    """Return the attacks on what is read."""
     add_data(scene)
     for suffix in FORMATS:
         hurt = hurts(scene.start, f"data/films.{suffix}", small=0, large=LARGE)

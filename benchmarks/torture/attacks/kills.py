@@ -78,7 +78,7 @@ def list_steps(scene: Scene, name: str) -> list[str]:
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """Give the attack on every command: a kill at every step, and torn writes from every step on."""
+    """Return the attack on every command: a kill at every step, and torn writes from every step on."""
     for name in COMMANDS:
         steps = list_steps(scene, name)
         cases = [
@@ -162,7 +162,7 @@ def same_lines(scene: Scene, work: Path, outcome: Outcome) -> None:
 
 
 def lines(outcome: Outcome) -> list[dict[str, Any]]:
-    """Give the leaderboard that `compare --json` printed, without times."""
+    """Return the leaderboard that `compare --json` printed, without times."""
     return [{**line, "fit_seconds": 0} for line in json.loads(outcome.out)["lines"]]
 
 

@@ -59,7 +59,7 @@ def train(scene: Scene, fault: str) -> None:
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """Give the attacks on links."""
+    """Return the attacks on links."""
     for fault in FAULTS:
         cases = [(count, extract, (scene, fault, count)) for count in COUNTS]
         yield Attack(f"hard links: {fault}", each([*cases, ("train", train, (scene, fault))]))

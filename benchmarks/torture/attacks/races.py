@@ -98,7 +98,7 @@ def race(scene: Scene, name: str, seed: int) -> None:
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """Give every race in several rounds."""
+    """Return every race in several rounds."""
     for name in RACES:
         rounds = range(4 if name == "2 comparisons" else ROUNDS)
         yield Attack(f"at once: {name}", each((f"round {seed}", race, (scene, name, seed)) for seed in rounds))

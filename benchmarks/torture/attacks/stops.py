@@ -119,7 +119,7 @@ def closed_stdin(scene: Scene) -> None:
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """Give the attacks on streams, and signals."""
+    """Return the attacks on streams, and signals."""
     for number in (signal.SIGTERM, signal.SIGINT):
         for name in STOPPED:
             moments = range(MOMENTS // (3 if name == "compare" else 1))

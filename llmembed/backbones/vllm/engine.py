@@ -36,15 +36,15 @@ from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from llmembed.backbones import BackboneSpec, OnBatch, Tokens, ignore_batch
+from llmembed.backbones import BackboneSpec, EngineInfo, OnBatch, Tokens, ignore_batch
 from llmembed.backbones.tokenizer import Tokenizer
 from llmembed.backbones.vllm.plugin import architecture, unsuitable
 from llmembed.backbones.weights import ModelFiles
 from llmembed.errors import BackboneError, EngineError
 
 REMEDY = (
-    "what vLLM said itself is above. If memory ran out, free the card, lower --max-length or give the model more GPUs "
-    "with --tensor-parallel; --engine transformers is the other way"
+    "what vLLM said itself is above. If memory ran out, free the card, lower `max_length` or give the model more GPUs "
+    "with `tensor_parallel`; `engine='transformers'` is the other way"
 )
 # Blocks in vLLM's queue: the GPU works on one while the other is submitted.
 BLOCKS_AT_ONCE = 2
@@ -72,7 +72,7 @@ class VllmBackbone:
     def __init__(self, spec: BackboneSpec, files: ModelFiles, *, tensor_parallel: int = 1, **options: Any) -> None:
         reason = unsuitable(files)
         if reason:
-            raise BackboneError(f"{files.folder} {reason} Use --engine transformers.")
+            raise BackboneError(f"{files.folder} {reason} Use `engine='transformers'`.")
         self.spec = spec
         self.tokenize = Tokenizer(spec, files)
         dtype = _compute_dtype()
@@ -82,13 +82,13 @@ class VllmBackbone:
         _check_config(self._engine, spec.model)
         _watch(self._engine)
         self._request = count()
-        self.engine = {
-            "engine": "vllm",
-            "version": vllm.__version__,
-            "torch": torch.__version__,
-            "device": "cpu" if current_platform.is_cpu() else current_platform.get_device_name(),
-            "dtype": dtype,
-        }
+        self.engine = EngineInfo(
+            engine="vllm",
+            version=vllm.__version__,
+            torch=torch.__version__,
+            device="cpu" if current_platform.is_cpu() else current_platform.get_device_name(),
+            dtype=dtype,
+        )
 
     def embed(self, blocks: Iterable[Tokens], on_batch: OnBatch = ignore_batch) -> Iterator[np.ndarray]:
         """Embed blocks of tokenised texts -> float32 [rows, layers, dim] each."""

@@ -21,12 +21,12 @@ ENCODERS = ("bert", "roberta")
 
 
 def architecture(model_type: str) -> str:
-    """Name the class of `models.py` that runs a model type, as vLLM's registry knows it."""
+    """Return the class of `models.py` that runs a model type, as vLLM's registry knows it."""
     return f"LLMEmbed{MODELS[model_type]}"
 
 
 def unsuitable(files: ModelFiles) -> str:
-    """Say why these models cannot run what the files hold; nothing where they can."""
+    """Return why these models cannot run what the files hold; nothing where they can."""
     config = files.read_config()
     if files.model_type not in MODELS:
         return f"is of the type {files.model_type}; the vllm engine runs {', '.join(MODELS)}."
