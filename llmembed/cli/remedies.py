@@ -6,11 +6,13 @@ In: an error, or a sentence that names arguments as Python does. Out: lines. Now
 import ast
 import re
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmembed.errors import BackboneError, CacheError, ClassifierError, LLMEmbedError, UsageError
 from llmembed.printable import print_note
-from llmembed.requests import ExtractionRequest
+
+if TYPE_CHECKING:
+    from llmembed.requests import ExtractionRequest
 
 # `name` or `name=value`, as sentences name an argument.
 ARGUMENT = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
@@ -65,7 +67,7 @@ def fixes(error: LLMEmbedError) -> list[str]:
     return []
 
 
-def extract_command(request: ExtractionRequest) -> str:
+def extract_command(request: "ExtractionRequest") -> str:
     """Return the command line that asks for an extraction."""
     argument = request.reading.argument
     # A name that begins with a dash would be read as an option.

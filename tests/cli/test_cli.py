@@ -37,7 +37,8 @@ def trained(pydocs_cache, tmp_path_factory) -> Path:
 
 
 def test_help_and_train_load_no_model():
-    assert not {"torch", "transformers", "polars", "vllm", "ray"} & modules_after("import llmembed.cli")
+    heavy = {"numpy", "polars", "pydantic", "torch", "transformers", "vllm", "ray"}
+    assert not heavy & modules_after("import llmembed.cli")
     loaded = modules_after("import llmembed.training, llmembed.reports.terminal, llmembed.prediction")
     assert not {"transformers", "tokenizers", "vllm", "ray"} & loaded
 
