@@ -89,7 +89,7 @@ def train(
     head: str = "mlp",
     head_options: Mapping[str, Any] | None = None,
     seed: int = 0,
-    out: Path | None = None,
+    out: str | Path | None = None,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Training:
     """Fit a head on a data set's embeddings, judge it on the test split and save the classifier.
@@ -110,7 +110,7 @@ def train(
     sources = open_sources(root, dataset, backbones, layers)
     dataset = without_quarantined(dataset, sources, on_warning)
     spec = TrainingSpec(fusion=fusion, head=head, head_options=dict(head_options or {}), seed=seed)
-    return train_on(dataset, sources, spec, out=out)
+    return train_on(dataset, sources, spec, out=None if out is None else Path(out))
 
 
 def train_on(dataset: Dataset, sources: Sequence[Source], spec: TrainingSpec, *, out: Path | None = None) -> Training:

@@ -33,6 +33,8 @@ def test_the_three_lines_of_the_readme_give_a_classifier(pydocs, tmp_path, monke
     exec(program, {})
     assert 0 <= float(capsys.readouterr().out) <= 1
     (folder,) = (tmp_path / "models").iterdir()
+    reviews = llmembed.load_dataset(tmp_path / "reviews.csv", text_column="body", label_column="stars")
+    assert llmembed.train(reviews, head="lda", out="models/named").out == "models/named"
     (found,) = llmembed.predict(llmembed.load_classifier(folder), ["Return the eigenvalues of a square array."])
     assert found.probability == max(found.probabilities.values()) and found.label in set(table["label"])
     assert llmembed.open_cache("cache", "reviews").spec.model

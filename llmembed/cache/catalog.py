@@ -14,7 +14,7 @@ from llmembed.backbones.weights import KNOWN
 from llmembed.cache import commits, records
 from llmembed.cache.opening import open_last_extraction, open_spec
 from llmembed.cache.place import place_of
-from llmembed.cache.remedy import found_as
+from llmembed.cache.remedy import newest_record
 from llmembed.errors import CacheError
 from llmembed.requests import ExtractionRequest, Reading
 from llmembed.storage import Store, list_names, size_of
@@ -80,7 +80,8 @@ def find_latest(
 
 
 def _is_by(store: Store, spec: BackboneSpec, backbone: str) -> bool:
-    place, found = place_of(store), found_as(store)
+    place, newest = place_of(store), newest_record(store)
+    found = newest.backbone if newest else None
     return backbone in (place.backbone, place.name, spec.model, found) or str(Path(backbone).resolve()) == found
 
 

@@ -10,28 +10,17 @@ from pathlib import Path
 from llmembed.backbones import BackboneSpec
 from llmembed.backbones.weights import KNOWN
 from llmembed.cache.place import place_of
-from llmembed.cache.records import list_extractions, read_extraction, salvage_request
+from llmembed.cache.records import ExtractionRecord, list_extractions, read_extraction, salvage_request
 from llmembed.errors import CacheError
 from llmembed.requests import ExtractionRequest, Reading
 from llmembed.storage import Store
 
 
-def recorded_request(store: Store) -> ExtractionRequest | None:
-    """Return what the newest extraction was asked for whose record is whole, or what is left of a damaged one."""
-    names = list(reversed(list_extractions(store)))
-    for name in names:
-        try:
-            return read_extraction(store, name).request
-        except (OSError, ValueError, CacheError):
-            continue
-    return next(filter(None, (salvage_request(store, name) for name in names)), None)
-
-
-def found_as(store: Store) -> str | None:
-    """Return where the newest extraction whose record is whole found the backbone."""
+def newest_record(store: Store) -> ExtractionRecord | None:
+    """Return the record of the newest extraction that is whole, None if there is none."""
     for name in reversed(list_extractions(store)):
         try:
-            return read_extraction(store, name).backbone
+            return read_extraction(store, name)
         except (OSError, ValueError, CacheError):
             continue
     return None
@@ -45,7 +34,10 @@ def request_again(
     Without a record of that it is for the data set `otherwise`, or that of the folder's name, with what gives the
     spec, as far as it is known.
     """
-    place, last = place_of(store), recorded_request(store)
+    place, newest = place_of(store), newest_record(store)
+    # What is left of a damaged record is good for a command to propose, no more.
+    salvaged = (salvage_request(store, name) for name in reversed(list_extractions(store)))
+    last = newest.request if newest else next(filter(None, salvaged), None)
     if last is not None:
         return last.model_copy(update={"root": place.root})
     reading = otherwise or Reading(argument=place.dataset)

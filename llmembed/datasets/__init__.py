@@ -60,7 +60,7 @@ class Dataset:
 
 
 def load_dataset(
-    argument: str,
+    argument: str | Path,
     *,
     text_column: str = "text",
     label_column: str = "label",
@@ -74,6 +74,7 @@ def load_dataset(
     Raises:
         DatasetError: not found, not readable, or unfit to train on; the message says where and why.
     """
+    argument = str(argument)
     reading = Reading(
         argument=argument, text_column=text_column, label_column=label_column, on_empty=on_empty, limit=limit
     )
