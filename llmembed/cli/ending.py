@@ -33,15 +33,20 @@ def run(command: Callable[[], None]) -> int:
         if isinstance(stream, TextIOWrapper):
             # A letter that the terminal's encoding lacks becomes an escape, not an error.
             stream.reconfigure(errors="backslashreplace")
+    told: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        told.append(number)
+        _terminate_children()
+        raise KeyboardInterrupt
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+        signal.signal(number, stop)
     try:
         code = _run(command)
         write(flush=True)
     except KeyboardInterrupt:
-        _stop_handling()
-        print_note("stopped; what was finished before is kept, and no file is written by half.")
-        code = STOPPED
+        code = _say_stopped()
     except BrokenPipeError:
         code = UNREAD
     except LLMEmbedError as error:
@@ -55,9 +60,20 @@ def run(command: Callable[[], None]) -> int:
             raise
         print_note(f"error: The output cannot be written: {error.strerror}.")
         code = UsageError.exit_code
+    except BaseException:
+        # An extension in Rust that imports NumPy makes a panic of its own of the KeyboardInterrupt.
+        if not told:
+            raise
+        code = _say_stopped()
     _stop_handling()
     _close_stdout()
     return code
+
+
+def _say_stopped() -> int:
+    _stop_handling()
+    print_note("stopped; what was finished before is kept, and no file is written by half.")
+    return STOPPED
 
 
 def _stop_handling() -> None:
@@ -83,13 +99,12 @@ def _run(command: Callable[[], None]) -> int:
     return 0
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
+def _terminate_children() -> None:
     from multiprocessing import active_children
 
     # The interpreter would wait for them: a comparison that was told to stop went on for more than a minute.
     for child in active_children():
         child.terminate()
-    raise KeyboardInterrupt
 
 
 def _close_stdout() -> None:

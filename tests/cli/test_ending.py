@@ -237,3 +237,24 @@ def test_a_process_that_is_being_started_when_sigterm_comes_prints_no_traceback(
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130
     assert done.stderr == "stopped; what was finished before is kept, and no file is written by half.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_an_extension_makes_a_panic_of_stops_all_the_same(number):
+    program = f"""
+import signal, sys
+from llmembed.cli.ending import run
+
+class Panic(BaseException):
+    pass
+
+def command():
+    try:
+        signal.raise_signal({int(number)})
+    except KeyboardInterrupt as interrupt:
+        raise Panic from interrupt
+
+sys.exit(run(command))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (130, "", 1) and "stopped" in done.stderr
